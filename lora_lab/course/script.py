@@ -126,7 +126,8 @@ class Script:
     def train(self, ref: Ref, x, y, steps: int, lr: float) -> Ref:
         """`steps` steps of plain SGD on the mean squared error of ref(x) and y, over the parameters of ref that
         require a gradient. Result: the loss before each step, `steps` numbers."""
-        return self._add("train", target=self._encode(ref), x=self._encode(x), y=self._encode(y), steps=steps, lr=lr)
+        return self._add("train", target=self._encode(ref), x=self._encode(x), y=self._encode(y),
+                         steps=int(steps), lr=float(lr))
 
     def parameters(self, ref: Ref) -> Ref:
         """named_parameters() as plain data: a list of {"name", "shape", "requires_grad"}."""
@@ -156,13 +157,19 @@ class Script:
         content, tensors = unpack(data)
         script = cls(content["seed"])
         script.operations, script.tensors = content["operations"], tensors
-        for operation in script.operations:
-            script._count = max(script._count, operation["id"])
-            if operation["op"] == "input":
-                tensor = tensors[operation["value"]["array"]]
-                script.inputs[operation["name"]] = as_numpy(tensor)
-                script.dtypes[operation["name"]] = dtype_name(tensor.dtype)
+        script._note(script.operations)
         return script
+
+    def _note(self, operations) -> None:
+        """Find again what operations that came as bytes say about ids and inputs."""
+        for operation in operations:
+            self._count = max(self._count, operation["id"])
+            if operation["op"] == "attempt":
+                self._note(operation["operations"])
+            elif operation["op"] == "input":
+                tensor = self.tensors[operation["value"]["array"]]
+                self.inputs[operation["name"]] = as_numpy(tensor)
+                self.dtypes[operation["name"]] = dtype_name(tensor.dtype)
 
     def _add(self, op: str, **fields) -> Ref:
         self._count += 1

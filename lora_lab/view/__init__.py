@@ -1,0 +1,18 @@
+"""Figures, live views and the plotting style. matplotlib and ipywidgets are imported when the first of them is drawn, not here."""
+
+from lora_lab.view.figures import plot_confusion, plot_images, plot_losses, plot_matrices, plot_spread
+from lora_lab.view.style import save_png, show, style
+from lora_lab.view.widgets import volume_knob, volume_strip
+
+__all__ = [
+    "plot_confusion",
+    "plot_images",
+    "plot_losses",
+    "plot_matrices",
+    "plot_spread",
+    "save_png",
+    "show",
+    "style",
+    "volume_knob",
+    "volume_strip",
+]

@@ -1,0 +1,158 @@
+"""Cards: what check, hint, use, predict and progress show. HTML in a notebook, the same as plain text elsewhere.
+
+A card never relies on colour alone: each has an icon and a word. Colours come from the page (text is inherited,
+backgrounds are see-through), so that it reads in light and dark themes, in JupyterLab, VS Code, Colab and exported pages.
+Styles stand inline, because an exported or sanitised page keeps these and drops style sheets.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from .records import MIME
+
+# kind -> (icon, accent). White on each accent has a contrast of at least 4.5; no pair differs by red and green alone.
+KINDS = {
+    "passed": ("✓", "#00705a"),
+    "failed": ("✗", "#a8480a"),
+    "todo": ("○", "#5b6570"),
+    "hint": ("?", "#0a5fa5"),
+    "predict": ("◆", "#7b3f9c"),
+    "info": ("i", "#5b6570"),
+    "notice": ("!", "#8a5a00"),
+}
+_FONT = "var(--jp-content-font-family, system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif)"
+_CODE = "var(--jp-code-font-family, ui-monospace, Menlo, Consolas, monospace)"
+_TEXT = "var(--jp-content-font-color1, var(--vscode-foreground, inherit))"
+WIDTH = 88
+
+
+@dataclass(frozen=True)
+class Block:
+    """One part of a card. kind: "text", "strong", "quiet", "code", "mark" (the one thing to read, with a label),
+    "rows" (label, text) or "table" (rows of cells, the first is the head)."""
+
+    kind: str
+    content: str | Sequence
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    kind: str
+    title: str
+    blocks: Sequence[Block] = field(default_factory=tuple)
+
+    def html(self) -> str:
+        icon, accent = KINDS[self.kind]
+        body = "".join(_html_block(block, accent) for block in self.blocks)
+        return (
+            f'<div role="status" style="font-family:{_FONT};color:{_TEXT};font-size:14px;line-height:1.5;'
+            f'max-width:46em;margin:6px 0;padding:10px 14px;border-left:4px solid {accent};'
+            f'border-radius:3px;background:rgba(128,138,150,.10)">'
+            f'<div style="display:flex;align-items:center;gap:9px">'
+            f'<span aria-hidden="true" style="flex:none;width:20px;height:20px;border-radius:50%;'
+            f'background:{accent};color:#fff;font-size:13px;font-weight:700;line-height:20px;text-align:center">'
+            f'{icon}</span><span style="font-weight:600">{_inline(self.title)}</span></div>{body}</div>'
+        )
+
+    def text(self) -> str:
+        icon, _ = KINDS[self.kind]
+        return "\n".join([_wrap(f"{icon} {self.title}", "  ", ""), *(_text_block(block) for block in self.blocks)])
+
+
+def show(card: Card, record: dict | None = None) -> None:
+    """Into the cell's output with its record, or printed where there is no notebook."""
+    if in_notebook():
+        from IPython.display import display
+
+        data = {"text/html": card.html(), "text/plain": card.text()}
+        if record is not None:
+            data[MIME] = record
+        display(data, raw=True)
+    else:
+        print(card.text())
+
+
+def in_notebook() -> bool:
+    """Whether a kernel runs this code. Does not import IPython where nobody has."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
+    return getattr(shell, "kernel", None) is not None
+
+
+def _html_block(block: Block, accent: str) -> str:
+    if block.kind == "rows":
+        width = 0.6 * max((len(label) for label, _ in block.content), default=0) + 0.5
+        rows = "".join(
+            f'<div style="display:flex;gap:10px"><span style="flex:none;width:{width}em;opacity:.75">{escape(label)}</span>'
+            f'<span style="min-width:0;overflow-wrap:anywhere">{_inline(text)}</span></div>'
+            for label, text in block.content
+        )
+        return f'<div style="margin-top:7px">{rows}</div>'
+    if block.kind == "table":
+        return _html_table(block.content)
+    if block.kind == "code":
+        return (f'<pre style="font-family:{_CODE};font-size:13px;line-height:1.45;margin:7px 0 0;padding:6px 10px;'
+                f'background:rgba(128,138,150,.14);color:inherit;border-radius:3px;white-space:pre-wrap;'
+                f'overflow-wrap:anywhere">{escape(str(block.content))}</pre>')
+    style = {
+        "text": "margin-top:7px",
+        "strong": "margin-top:7px;font-weight:600",
+        "quiet": "margin-top:7px;font-size:13px;opacity:.8",
+        "mark": f"margin-top:9px;padding:7px 11px;border:1px solid {accent};border-radius:3px;"
+                f"background:rgba(128,138,150,.12)",
+    }[block.kind]
+    # pre-wrap: a hint may hold lines of code, whose indentation counts
+    label = f'<div style="font-weight:600;margin-bottom:1px">{escape(block.label)}</div>' if block.label else ""
+    return f'<div style="{style};white-space:pre-wrap;overflow-wrap:anywhere">{label}{_inline(block.content)}</div>'
+
+
+def _html_table(rows) -> str:
+    head, *body = rows
+    cell = "padding:3px 12px 3px 0;text-align:left;vertical-align:top;border:0;background:none;white-space:normal"
+    top = "".join(f'<th scope="col" style="{cell};font-weight:600;opacity:.75">{escape(str(h))}</th>' for h in head)
+    lines = "".join(
+        '<tr style="background:none;border-top:1px solid rgba(128,138,150,.35)">'
+        + "".join(f'<td style="{cell}">{_inline(str(value))}</td>' for value in row) + "</tr>" for row in body
+    )
+    return (f'<table style="margin:8px 0 2px;border-collapse:collapse;border:0;font-size:13px;color:inherit">'
+            f'<thead><tr style="background:none">{top}</tr></thead><tbody>{lines}</tbody></table>')
+
+
+def _inline(text) -> str:
+    """Escaped, with `code` in backticks set as code."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:                # an odd number of backticks: leave them alone
+        return escape(str(text))
+    code = f'<code style="font-family:{_CODE};font-size:.93em;background:rgba(128,138,150,.18);color:inherit;' \
+           f'padding:1px 4px;border-radius:3px">'
+    return "".join(f"{code}{escape(part)}</code>" if n % 2 else escape(part) for n, part in enumerate(parts))
+
+
+def _text_block(block: Block) -> str:
+    if block.kind == "rows":
+        width = max((len(label) for label, _ in block.content), default=0) + 1
+        return "\n".join(_wrap(f"{label + ':':<{width}} {text}", " " * (width + 3)) for label, text in block.content)
+    if block.kind == "table":
+        widths = [max(len(str(row[n])) for row in block.content) for n in range(len(block.content[0]))]
+        lines = ["  " + "  ".join(f"{value!s:<{width}}" for value, width in zip(row, widths, strict=True)).rstrip()
+                 for row in block.content]
+        return "\n".join([lines[0], "  " + "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+    if block.kind == "code":
+        return textwrap.indent(str(block.content), "    ")
+    if block.kind == "mark":
+        return _wrap(f"{block.label}: {block.content}" if block.label else str(block.content), "     ", "  -> ")
+    return _wrap(str(block.content), "  ")
+
+
+def _wrap(text: str, indent: str, first: str = "  ") -> str:
+    lines = []
+    for n, line in enumerate(text.split("\n")):
+        lines.append(textwrap.fill(line, WIDTH, initial_indent=first if n == 0 else indent, subsequent_indent=indent,
+                                   break_long_words=False, break_on_hyphens=False))
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""What the labs know about wrong LoRA formulas: the bases and scalings that `synthesis.explain` may combine, and what each finding means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ..exercise import Diagnosis, compare
+from ..synthesis import Probe, explain
+
+# Name of a scaling -> its value for sizes with keys "r" and "alpha". Probes choose r and alpha so that no two agree.
+SCALINGS: dict[str, Callable[[Mapping], float]] = {
+    "alpha / r": lambda z: z["alpha"] / z["r"],
+    "1": lambda z: 1.0,
+    "alpha": lambda z: z["alpha"],
+    "1 / r": lambda z: 1 / z["r"],
+    "r / alpha": lambda z: z["r"] / z["alpha"],
+    "alpha / sqrt(r)": lambda z: z["alpha"] / math.sqrt(z["r"]),
+    "1 / sqrt(r)": lambda z: 1 / math.sqrt(z["r"]),
+    "r": lambda z: float(z["r"]),
+    "alpha * r": lambda z: z["alpha"] * z["r"],
+    "1 / alpha": lambda z: 1 / z["alpha"],
+    "alpha / r²": lambda z: z["alpha"] / z["r"] ** 2,
+    "(alpha / r)²": lambda z: (z["alpha"] / z["r"]) ** 2,
+    "alpha²": lambda z: z["alpha"] ** 2,
+    "alpha // r": lambda z: float(z["alpha"] // z["r"]),
+}
+
+# The two most common slips get a key of their own; they are no twins: one makes the update too small, the other r times too large.
+_SCALING_KEYS = {"1": "scaling_missing", "alpha": "division_by_r_missing", "r / alpha": "scaling_inverted", "alpha / sqrt(r)": "scaling_sqrt"}
+_SCALING_TEXTS = {
+    "1": "the scaling alpha / r is missing, so the update comes out r / alpha times as large as it should",
+    "alpha": "alpha is there but not divided by r, so the update is r times too large",
+    "r / alpha": "alpha / r is upside down",
+    "alpha / sqrt(r)": "alpha / sqrt(r) is the rank-stabilised variant (rsLoRA); the paper's layer divides by r",
+    "alpha // r": "`//` rounds the quotient down; use `/`",
+}
+
+
+def scaling_name(key: str) -> str:
+    """A factor as it stands before B A in a formula: "" for 1, "alpha " for alpha, "(1 / r) " for 1 / r."""
+    return "" if key == "1" else f"({key}) " if " " in key else f"{key} "
+
+
+def explain_forward(runs: Sequence[tuple], rtol: float | None = None) -> Diagnosis | None:
+    """Which formula did the student compute? None if it is the right one, or none that we can write down.
+
+    runs: triples (y, inputs, sizes) with inputs x (n, in), W (out, in), A (r, in), B (out, r) and b (out,) or none; two with different r and
+    alpha are needed, since with one r many scalings give the same number. The answer is W0 x + b + (alpha / r) B A x.
+    """
+    if any(not isinstance(y, np.ndarray) for y, _, _ in runs):
+        return None
+    has_bias = all("b" in inputs for _, inputs, _ in runs)
+    probes = []
+    for y, inputs, sizes in runs:
+        x, W, A, B = (np.asarray(inputs[name], dtype=np.float64) for name in ("x", "W", "A", "B"))
+        base, update = x @ W.T, x @ A.T @ B.T
+        bases = {"W0 x": base, "B A x": update, "B relu(A x)": np.maximum(x @ A.T, 0) @ B.T}
+        bases["1"] = np.ones_like(base)
+        if "b" in inputs:
+            bases["b"] = np.broadcast_to(np.asarray(inputs["b"], dtype=np.float64), base.shape).copy()
+        if W.shape[0] == A.shape[0]:  # only where a wrong product has a shape at all
+            bases["A x"] = x @ A.T
+        probes.append(Probe(y, bases, {name: scale(sizes) for name, scale in SCALINGS.items() if name != "1"}))
+    found = explain(probes, max_terms=3, rtol=rtol)
+    if found is None or not found.terms:
+        return Diagnosis("returns_zero", "what you return is zero everywhere") if found is not None else None
+    c = found.coefficients
+    formula = f"What you compute is {found.text}"
+    if "B relu(A x)" in c:
+        return Diagnosis("nonlinearity", f"{formula}: there is no activation between A and B. LoRA is linear, or it could not be merged")
+    if set(c) <= {"W0 x", "b"} and c.get("W0 x") == "1":
+        return Diagnosis("update_missing", f"{formula}: the low-rank path is missing")
+    if "W0 x" not in c and "B A x" in c:
+        return Diagnosis("base_missing", f"{formula}: the frozen path W0 x is missing. LoRA adds to the pretrained weight, it does not replace it")
+    if c.get("W0 x") not in (None, "1"):
+        if c.get("W0 x") == c.get("B A x") and c["W0 x"] in SCALINGS:
+            return Diagnosis("base_scaled", f"{formula}: the scaling belongs to the update alone, here it multiplies the base as well")
+        return Diagnosis("base_changed", f"{formula}: W0 x enters once and unscaled")
+    if c.get("W0 x") == "1" and c.get("B A x") is not None:
+        update = c["B A x"]
+        if update == "alpha / r" and set(c) <= {"W0 x", "B A x", "b"}:
+            if has_bias and "b" not in c:
+                return Diagnosis("bias_missing", f"{formula}: the bias b is lost")
+            if has_bias and c["b"] != "1":
+                return Diagnosis("bias_scaled", f"{formula}: the bias enters once and unscaled")
+            return None
+        if update.startswith("-"):
+            return Diagnosis("subtracted", f"{formula}: the update is added, not subtracted")
+        key = _SCALING_KEYS.get(update, "scaling_wrong")
+        return Diagnosis(key, f"{formula}: " + _SCALING_TEXTS.get(update, "the factor of the update is alpha / r"))
+    if not found.named:
+        return Diagnosis("unnamed_factor", f"{formula} (for r={runs[0][2]['r']}, alpha={runs[0][2]['alpha']:g}); asked is W0 x + b + (alpha / r) B A x")
+    return Diagnosis("other_formula", f"{formula}; asked is W0 x + b + (alpha / r) B A x")
+
+
+def first_match(found: Sequence, candidates: Mapping[str, Sequence], rtol: float = 1e-6, atol: float = 0.0) -> str | None:
+    """The key of the only candidate that equals `found` in every run; None if there is none, or more than one.
+
+    Unknown is better than wrong: two candidates that give the same numbers explain nothing.
+    """
+    matching = [
+        key
+        for key, values in candidates.items()
+        if all(compare(f, v, rtol=rtol, atol=atol) is None for f, v in zip(found, values, strict=True))
+    ]
+    return matching[0] if len(matching) == 1 else None

@@ -1,0 +1,273 @@
+"""Figures that stand still. Each takes numbers that were computed elsewhere and returns a matplotlib figure for `show`.
+
+Titles state the finding, so the caller writes them; labels stand at the lines, not in a box; axes carry units.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lora_lab.view.style import COLOURS, DASHES, GRID, INK, MARKERS, MUTED, PAPER, new_figure, style
+
+
+def _styled(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        with style():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+@_styled
+def plot_losses(
+    curves: Mapping[str, Sequence], floors: Mapping[str, float] | None = None, *,
+    title: str = "", xlabel: str = "step", ylabel: str = "loss", log: bool = False, width: float = 7.0, height: float = 3.6,
+):  # fmt: skip
+    """Loss curves, labelled at their ends, with the floors they can reach at best as thin lines behind them.
+
+    curves  name -> losses, one per step, or (steps, losses)
+    floors  name -> loss; drawn in the colour of the curve of that name, in grey for any other name
+    log     logarithmic loss axis
+    """
+    if not curves:
+        raise ValueError("plot_losses needs at least one curve, {name: losses}; found none")
+    figure = new_figure(width, height)
+    axes = figure.subplots()
+    starts, ends, colour_of, last = [], [], {}, 0
+    for i, (name, curve) in enumerate(curves.items()):
+        steps, losses = curve if isinstance(curve, tuple) else (range(len(curve)), curve)
+        colour = colour_of[name] = COLOURS[i % len(COLOURS)]
+        axes.plot(steps, losses, color=colour, linestyle=DASHES[i % len(DASHES)], zorder=3)
+        axes.plot(steps[-1], losses[-1], MARKERS[i % len(MARKERS)], color=colour, zorder=4)
+        ends.append((float(losses[-1]), name))
+        last = max(last, float(steps[-1]))
+    for name, floor in (floors or {}).items():
+        colour = colour_of.get(name, MUTED)
+        axes.axhline(floor, color=colour, linewidth=1, linestyle=(0, (2, 3)), zorder=2)
+        starts.append((float(floor), f"floor, {name}" if len(floors) > 1 else "floor"))
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=min(0.0, *axes.get_ylim()))
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(_few_ticks(integer=True))
+    if not log:
+        axes.yaxis.set_major_locator(_few_ticks())
+    _label_lines(figure, axes, last, ends, gap=10, ha="left", va="center", color=INK, annotation_clip=False)
+    # Floors are named at the left, where the curves are still high above them.
+    _label_lines(figure, axes, axes.get_xlim()[0], starts, gap=5, ha="left", va="bottom", color=MUTED, fontsize="small")
+    return figure
+
+
+def _few_ticks(integer: bool = False):
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5, integer=integer)
+
+
+def _label_lines(figure, axes, x, lines, gap, **text) -> None:
+    """Names beside lines, (height, name), at x; moved apart so that none covers another."""
+    import matplotlib
+
+    space = matplotlib.rcParams["font.size"] * 1.3
+    below = -math.inf
+    for height, name in sorted(lines):
+        at = axes.transData.transform((x, height))[1] * 72 / figure.dpi  # points
+        below = max(at, below + space)
+        axes.annotate(name, (x, height), (gap, below - at), textcoords="offset points", **text)
+
+
+@_styled
+def plot_spread(
+    groups: Mapping[str, Sequence[float]], *, title: str = "", xlabel: str = "", percent: bool = False,
+    limits: tuple[float, float] | None = None, highlight: str | None = None, width: float = 7.0,
+):  # fmt: skip
+    """One row per method: every seed a dot, the mean a bar with its value, the line from the lowest seed to the highest.
+
+    groups     method -> one number per seed
+    percent    the numbers are shares, 0 to 1; show them as percentages
+    highlight  the method that the figure is about, drawn in the first colour; None: all methods take their own colour
+    """
+    if not groups or any(len(values) == 0 for values in groups.values()):
+        empty = [name for name, values in groups.items() if len(values) == 0]
+        raise ValueError(f"plot_spread needs at least one value for each method; found none for {', '.join(empty) or 'any'}")
+    figure = new_figure(width, 1.1 + 0.55 * len(groups))
+    axes = figure.subplots()
+    form = "{:.1%}".format if percent else "{:.3g}".format
+    for row, (name, values) in enumerate(groups.items()):
+        mean = float(np.mean(values))
+        if highlight is None:
+            colour, marker = COLOURS[row % len(COLOURS)], MARKERS[row % len(MARKERS)]
+        else:
+            colour, marker = (COLOURS[0], "o") if name == highlight else (MUTED, "o")
+        axes.plot([min(values), max(values)], [row, row], "-", color=colour, linewidth=1.2, zorder=2)
+        axes.plot(values, [row] * len(values), marker, color=colour, alpha=0.55, markeredgewidth=0, linestyle="", zorder=3)
+        axes.plot([mean, mean], [row - 0.26, row + 0.26], "-", color=colour, linewidth=3.2, solid_capstyle="round", zorder=4)
+        axes.annotate(form(mean), (mean, row - 0.26), (0, 3), textcoords="offset points", ha="center", va="bottom",
+                      color=INK, fontweight="bold", fontsize="small")  # fmt: skip
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.tick_params(axis="y", labelcolor=INK, pad=8)
+    axes.set_ylim(len(groups) - 0.5, -0.75)
+    axes.grid(True, axis="x")
+    axes.grid(False, axis="y")
+    axes.spines["left"].set_visible(False)
+    if limits:
+        axes.set_xlim(*limits)
+    axes.xaxis.set_major_locator(_few_ticks())
+    if percent:
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    seeds = {len(values) for values in groups.values()}
+    each = f"each dot one of {seeds.pop()} seeds" if len(seeds) == 1 else "each dot one seed"
+    axes.set(title=title, xlabel=f"{xlabel} ({each}; bar: mean)" if xlabel else f"{each}; bar: mean")
+    return figure
+
+
+@_styled
+def plot_images(
+    images: Sequence, labels: Sequence | None = None, predictions: Sequence | None = None, *,
+    title: str = "", columns: int = 10, cell: float = 0.66,
+):  # fmt: skip
+    """A grid of grey images, light ink on dark, each scaled to its own range, with labels below.
+
+    images       N arrays (rows, columns)
+    labels       what each shows
+    predictions  what a model said; where it differs from the label, the image is framed and says "5, said 3"
+    """
+    if len(images) == 0:
+        raise ValueError("plot_images needs at least one image; found none")
+    for name, given in (("labels", labels), ("predictions", predictions)):
+        if given is not None and len(given) != len(images):
+            raise ValueError(f"plot_images was given {len(images)} images, but {len(given)} {name}")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    above = 0.35 if title else 0.0
+    below = 0.0 if labels is None and predictions is None else 0.24
+    figure = new_figure(columns * cell, rows * (cell + below) + above)
+    if title:
+        figure.suptitle(title, x=0.008, ha="left", fontweight="bold", color=INK)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    for i, (axes, image) in enumerate(zip(grid, images, strict=False)):
+        axes.imshow(np.asarray(image), cmap="gray", interpolation="nearest")
+        wrong = labels is not None and predictions is not None and labels[i] != predictions[i]
+        if wrong:
+            axes.spines[:].set(visible=True, color=COLOURS[1], linewidth=2.5)
+        said = [str(given[i]) for given in (labels, predictions) if given is not None]
+        text = f"{said[0]}, said {said[1]}" if wrong else (said or [""])[0]
+        axes.set_xlabel(text, fontsize="small", labelpad=3, color=INK if wrong else MUTED,
+                        fontweight="bold" if wrong else "normal")  # fmt: skip
+    return figure
+
+
+@_styled
+def plot_matrices(parts: Sequence, *, title: str = "", limit: float | None = None, width: float = 7.0, tallest: float = 2.6):
+    """Matrices as heat maps with one diverging scale, cells of one size, and the signs between them: W0 + 2 x B A = W.
+
+    parts  (name, matrix) pairs and texts, in order: [("W0", W0), "+ 2 ·", ("B", B), "·", ("A", A), "=", ("W", W)]
+    limit  the value at full colour; None: the largest absolute value of all
+    Below each matrix stands its shape, rows x columns: blue is negative, rust is positive, white is 0.
+    """
+    matrices = [np.asarray(part[1]) for part in parts if not isinstance(part, str)]
+    if not matrices or any(matrix.ndim != 2 for matrix in matrices):
+        found = [matrix.shape for matrix in matrices]
+        raise ValueError(f"plot_matrices needs matrices of two dimensions, as (name, matrix); found shapes {found}")
+    limit = limit or max(float(np.abs(matrix).max()) for matrix in matrices) or 1.0
+    figure = new_figure(width, 1.0)
+    figure.set_layout_engine("none")
+    large = figure.get_figwidth() / width
+    gap, above, below, bar, least = (large * inches for inches in (0.09, 0.72, 0.36, 0.75, 0.5))
+
+    # One size of cell for all, so that shapes can be compared by eye; a narrow matrix still has room for its name.
+    signs = sum(large * _sign_width(part) for part in parts if isinstance(part, str))
+    spare = width * large - bar - signs - gap * (len(parts) + 2)
+    cell = min(spare / sum(m.shape[1] for m in matrices), tallest * large / max(m.shape[0] for m in matrices))
+    slots = [large * _sign_width(p) if isinstance(p, str) else max(cell * np.shape(p[1])[1], least) for p in parts]
+    high = max(cell * max(m.shape[0] for m in matrices), 0.9 * large)
+    total_w, total_h = max(sum(slots) + gap * (len(parts) + 2) + bar, 0.1 * large * len(title)), high + above + below
+    figure.set_size_inches(total_w, total_h)
+    middle = below + high / 2
+
+    figure.text(gap / total_w, 1 - 0.09 * large / total_h, title, va="top", fontweight="bold", fontsize="large", color=INK)
+    x, heat = gap, None
+    for part, slot in zip(parts, slots, strict=True):
+        centre = x + slot / 2
+        x += slot + gap
+        if isinstance(part, str):
+            figure.text(centre / total_w, middle / total_h, part, ha="center", va="center", fontsize="large", color=INK)
+            continue
+        name, matrix = part[0], np.asarray(part[1])
+        tall, wide = cell * matrix.shape[0], cell * matrix.shape[1]
+        place = (centre - wide / 2) / total_w, (middle - tall / 2) / total_h, wide / total_w, tall / total_h
+        axes = figure.add_axes(place)
+        heat = axes.imshow(matrix, cmap=_diverging(), vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto")
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set(visible=True, color=MUTED, linewidth=0.8)
+        for text, end, shift, va, look in (
+            (name, 1, 5, "bottom", {"fontweight": "bold", "color": INK}),
+            (f"{matrix.shape[0]} × {matrix.shape[1]}", 0, -5, "top", {"fontsize": "small", "color": MUTED}),
+        ):
+            axes.annotate(text, (0.5, end), (0, shift), xycoords="axes fraction", textcoords="offset points",
+                          ha="center", va=va, **look)  # fmt: skip
+    side = figure.add_axes(((x + gap) / total_w, (middle - 0.45 * large) / total_h, 0.09 * large / total_w, 0.9 * large / total_h))
+    scale = figure.colorbar(heat, cax=side, ticks=[-limit, 0, limit], format="%.2g")
+    scale.outline.set(edgecolor=MUTED, linewidth=0.8)
+    side.grid(False)
+    return figure
+
+
+def _sign_width(text: str) -> float:
+    """Inches that a sign between two matrices takes."""
+    return max(0.28, 0.09 * len(text))
+
+
+def _diverging():
+    from matplotlib.colors import LinearSegmentedColormap
+
+    # Dark ends of unlike hue around a light middle: told apart by everyone, and in grey both ends are dark.
+    return LinearSegmentedColormap.from_list("lora_lab", ["#062a8c", COLOURS[0], "#9db8ff", "#f7f7f7", "#f0b48c", COLOURS[1], "#6e2c04"])
+
+
+@_styled
+def plot_confusion(counts, names: Sequence | None = None, *, title: str = "", cell: float = 0.42):
+    """How often each true class (rows) was given each answer (columns), as numbers; mistakes stand out, zeros stay empty.
+
+    counts  (K, K) whole numbers
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"plot_confusion needs a square table of counts; found shape {counts.shape}")
+    k = len(counts)
+    figure = new_figure(k * cell + 1.2, k * cell + 1.2)
+    axes = figure.subplots()
+    wrong = counts * (1 - np.eye(k))
+    worst = max(wrong.max(), 1)
+    for row in range(k):
+        for column in range(k):
+            count, mistake = counts[row, column], row != column
+            if mistake and count:
+                axes.add_patch(_square(column, row, COLOURS[1], 0.15 + 0.6 * count / worst))
+            if count:
+                axes.text(column, row, f"{count}", ha="center", va="center", color=INK if mistake else MUTED,
+                          fontweight="bold" if mistake else "normal")  # fmt: skip
+    names = list(range(k)) if names is None else list(names)
+    axes.set(xlim=(-0.5, k - 0.5), ylim=(k - 0.5, -0.5), aspect="equal", title=title, xlabel="answer", ylabel="true class")
+    axes.set_xticks(range(k), names)
+    axes.set_yticks(range(k), names)
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set(visible=True, color=GRID)
+    return figure
+
+
+def _square(x, y, colour, strength):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, alpha=strength, edgecolor=PAPER, linewidth=1.5)

@@ -1,0 +1,406 @@
+# %% [markdown]
+# # 02b · Adapt a digit classifier
+#
+# <!-- lab:badges -->
+#
+# In lab 02 you built one LoRA layer. Here a whole network gets some, and has to earn them: beside it run a frozen
+# base, a linear probe and full fine-tuning, with the same data and five seeds each.
+#
+# <!-- lab:opening -->
+
+# %% tags=["parameters"]
+fast = False  # True: one learning rate per method instead of the best of three
+seed = 0
+device = "auto"
+
+# %%
+import copy
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from torch import nn
+
+from lora_lab.adapt import lora_disabled
+from lora_lab.counting import count_parameters, lora_parameters
+from lora_lab.course import check, hint, predict, progress, use
+from lora_lab.data import Batches, digits
+from lora_lab.layers import LoRALinear
+from lora_lab.train import evaluate, train
+from lora_lab.view import plot_images, plot_losses, plot_spread, show
+
+if device == "auto":
+    device = "cpu"  # for a network this small a GPU only adds waiting
+torch.set_num_threads(1)
+seeds = [seed + k for k in range(5)]  # a seed decides the split of the data, the base and the adapters
+print(f"five runs of everything, with seeds {seeds}")
+
+# %% [markdown]
+# ## 1 · A network, and two things it was never shown
+#
+# It learned upright digits. Handwriting that leans is new to it, and so are digits it was never shown.
+
+# %%
+def classifier(classes):
+    """64 pixels -> 32 -> 32 -> classes. The two hidden layers are the body, the last one is the head."""
+    body = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(32, classes)))
+
+
+def fit(model, x, y, lr, steps, seed):
+    for _ in train(model, Batches(x, y, batch_size=64, seed=seed), steps=steps, lr=lr, device=device):
+        pass
+    return model
+
+
+def pretrained(split, classes, seed):
+    torch.manual_seed(seed)
+    return fit(classifier(classes), *split.train, lr=3e-3, steps=600, seed=seed)
+
+
+angles = list(range(0, 91, 15))
+upright = pretrained(digits(seed=seed), 10, seed)
+by_angle = [evaluate(upright, [digits(rotation=angle, seed=seed).test], device) for angle in angles]
+one = [digits(rotation=angle, seed=seed).test[0][5].reshape(8, 8) for angle in angles]
+show(
+    plot_images(one, labels=[f"{angle}°" for angle in angles], title="One digit, leaning further and further"),
+    alt="One handwritten digit turned counter-clockwise in steps of 15 degrees, from upright to lying on its side.",
+)
+show(
+    plot_losses({"frozen base": (angles, by_angle)}, xlabel="degrees", ylabel="test accuracy", title="It falls quickly"),
+    alt="Test accuracy of the network trained on upright digits, by angle: "
+    + ", ".join(f"{angle} degrees {value:.0%}" for angle, value in zip(angles, by_angle, strict=True)),
+)
+
+# %% [markdown]
+# First the new digits. The cheapest repair keeps the body and trains a new head: a **linear probe**. Say what you
+# expect, then read on.
+
+# %%
+guess_probe = predict("2b.A", ...)  # write "a", "b" or "c" instead of ...
+
+# %% [markdown]
+# ## 2 · Put LoRA into a model
+#
+# A head can only weigh what the body computes. LoRA changes the body itself, a little. Write the function that puts it
+# there: it gets names like `"body.0"`, as `model.named_modules()` spells them.
+
+# %% exercise="2b.1"
+def add_lora(model: nn.Module, names: list[str], r: int, alpha: float) -> nn.Module:
+    """Replace each named nn.Linear of `model` by LoRALinear(layer, r, alpha), in place; return the model.
+
+    names: whole names, with dots, at any depth. Afterwards only lora_A and lora_B of these layers train;
+    everything else is frozen: other layers, biases, norms, the head.
+    """
+    ### BEGIN SOLUTION
+    model.requires_grad_(False)
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        adapted = LoRALinear(model.get_submodule(name), r, alpha)
+        setattr(model.get_submodule(parent), child, adapted)
+    return model
+    ### END SOLUTION
+
+
+# %% check="2b.1"
+check("2b.1", add_lora)
+
+# %% [markdown]
+# Stuck? `hint("2b.1")` gives a nudge, called again a bigger one. Next: four ways to adapt, one loop for all. Each method
+# picks its learning rate on validation images; the test images are used once.
+
+# %%
+add_lora = use("2b.1", add_lora)
+HIDDEN = ["body.0", "body.2"]
+LEARNING_RATES = {"probe": (0.01, 0.03, 0.1), "LoRA": (0.003, 0.01, 0.03), "full": (0.001, 0.003, 0.01)}
+if fast:
+    LEARNING_RATES = {"probe": (0.03,), "LoRA": (0.01,), "full": (0.01,)}
+
+
+def prepare(base, method, r=4, new_classes=None):
+    """A copy of the base in which exactly that is trainable which the method trains."""
+    model = copy.deepcopy(base).requires_grad_(method == "full")
+    if method == "LoRA":
+        add_lora(model, HIDDEN, r, alpha=2 * r)
+    if new_classes is not None:
+        model.head = nn.Linear(32, new_classes)  # a fresh head knows nothing, so every method must train it
+    elif method == "probe":
+        model.head.requires_grad_(True)
+    return model
+
+
+def adapt(base, method, data, seed, r=4, new_classes=None):
+    """The best of the method's learning rates, judged on the validation images."""
+    models = []
+    for lr in LEARNING_RATES[method]:
+        torch.manual_seed(seed)
+        models.append(fit(prepare(base, method, r, new_classes), *data.train, lr=lr, steps=300, seed=seed))
+    return max(models, key=lambda model: evaluate(model, [data.validation], device))
+
+
+# %% [markdown]
+# ## 3 · Digits 5 to 9
+#
+# A base trained on 0 to 4 gets a fresh head with five outputs. Every method trains that head; they differ in what else
+# they train.
+
+# %%
+def five_to_nine(seed):
+    split = digits(classes=range(5, 10), seed=seed)
+    for part in (split.train, split.validation, split.test):
+        part[1].sub_(5)  # the new head counts its classes from 0
+    return split
+
+
+ways = {"linear probe": ("probe", 4), **{f"LoRA r={r}": ("LoRA", r) for r in (1, 2, 4, 8)}, "full fine-tuning": ("full", 4)}
+bases, adapted, new = {}, {}, {name: [] for name in ("frozen base", *ways)}
+for s in seeds:
+    data = five_to_nine(s)
+    bases[s] = pretrained(digits(classes=range(5), seed=s), 5, s)
+    torch.manual_seed(s)
+    new["frozen base"].append(evaluate(prepare(bases[s], "probe", new_classes=5), [data.test], device))
+    for name, (method, r) in ways.items():
+        adapted[name, s] = adapt(bases[s], method, data, s, r, new_classes=5)
+        new[name].append(evaluate(adapted[name, s], [data.test], device))
+
+print(f"{'method':18s} {'trained':>8s}   5 to 9: mean ± standard deviation over seeds")
+for name, values in new.items():
+    trained = count_parameters(adapted[name, seed]).trainable if name in ways else 0
+    print(f"{name:18s} {trained:8,d}   {np.mean(values):6.1%} ± {np.std(values, ddof=1):.1%}")
+
+# %%
+show(
+    plot_spread(new, percent=True, highlight="LoRA r=4", title="Digits 5 to 9, each seed a dot", xlabel="test accuracy"),
+    alt="Test accuracy on the digits 5 to 9, five seeds per method. Means: "
+    + ", ".join(f"{name} {np.mean(values):.1%}" for name, values in new.items()),
+)
+probe = float(np.mean(new["linear probe"]))
+guess_probe.reveal(
+    "a" if probe < 0.45 else "b" if probe <= 0.9 else "c",
+    f"The probe reaches {probe:.1%}; with LoRA r=4 in the body it is {np.mean(new['LoRA r=4']):.1%}. "
+    "A body trained to tell 0 to 4 apart keeps what that takes, and drops other strokes.",
+)
+
+# %% [markdown]
+# ## 4 · Better, or luckier?
+#
+# A lucky split lifts every method, so compare within each seed. For the differences $d = a - b$ of $n$ seeds,
+#
+# $$\bar d \pm t \cdot \frac{s_d}{\sqrt{n}}, \qquad s_d^2 = \frac{1}{n-1} \sum_i (d_i - \bar d)^2$$
+#
+# is a 95 % interval ($t = 2.776$ for $n = 5$). If it contains 0, the runs do not decide.
+
+# %% exercise="2b.2"
+def paired_interval(a: torch.Tensor, b: torch.Tensor, t: float) -> tuple[float, float]:
+    """Mean and half-width of the interval for a - b.
+
+    a, b: (n,), accuracies of two methods; a[i] and b[i] come from the same seed. t: the factor of the interval.
+    """
+    ### BEGIN SOLUTION
+    difference = a - b
+    return difference.mean().item(), t * difference.std().item() / len(difference) ** 0.5
+    ### END SOLUTION
+
+
+# %% check="2b.2"
+check("2b.2", paired_interval)
+
+# %%
+paired_interval = use("2b.2", paired_interval)
+
+
+def versus(results, first, second):
+    """Print first minus second, in points, with its 95 % interval and what follows from it."""
+    a, b = (torch.tensor(results[name], dtype=torch.float64) for name in (first, second))
+    mean, half = paired_interval(a, b, t=2.776)
+    verdict = "not decided" if abs(mean) <= half else "decided"
+    print(f"{first + ' - ' + second:42s} {100 * mean:+6.1f} ± {100 * half:4.1f} points   {verdict}")
+    return mean, half
+
+
+for other in ("linear probe", "LoRA r=1", "LoRA r=8", "full fine-tuning"):
+    versus(new, "LoRA r=4", other)
+
+# %% [markdown]
+# "Not decided" is a result. And five seeds share 1,797 images, so even "decided" speaks about these images.
+#
+# ## 5 · What the adapter forgets
+#
+# The base is frozen; the function is not.
+
+# %%
+guess_forget = predict("2b.B", ...)  # write "a", "b" or "c" instead of ...
+
+# %%
+def on_old_digits(model, s):
+    """The adapted body under the old head, on the test images of 0 to 4."""
+    old = nn.Sequential(OrderedDict(body=model.body, head=bases[s].head))
+    return old, [digits(classes=range(5), seed=s).test]
+
+
+before = {s: evaluate(bases[s], on_old_digits(bases[s], s)[1], device) for s in seeds}
+kept, off = {}, []
+for name in ("LoRA r=1", "LoRA r=4", "LoRA r=8", "full fine-tuning"):
+    kept[name] = [evaluate(*on_old_digits(adapted[name, s], s), device) for s in seeds]
+for s in seeds:
+    old, test = on_old_digits(adapted["LoRA r=4", s], s)
+    with lora_disabled(old):
+        off.append(evaluate(old, test, device))
+rows = {"base, before": list(before.values()), **kept, "LoRA r=4, off": off}
+show(
+    plot_spread(rows, percent=True, highlight="LoRA r=4", title="The old digits 0 to 4, afterwards", xlabel="test accuracy"),
+    alt="Test accuracy on the old digits 0 to 4. Means: " + ", ".join(f"{name} {np.mean(v):.1%}" for name, v in rows.items()),
+)
+lost = np.mean(list(before.values())) - np.mean(kept["LoRA r=4"])
+guess_forget.reveal(
+    "c" if np.mean(kept["LoRA r=4"]) <= 0.25 else "b" if lost >= 0.03 else "a",
+    f"With the adapter on, {100 * lost:.1f} points are gone (full fine-tuning: "
+    f"{100 * (np.mean(list(before.values())) - np.mean(kept['full fine-tuning'])):.1f}). Switched off, "
+    + ("every run is exactly where it was." if off == list(before.values()) else "it should be back exactly, and is not."),
+)
+
+# %% [markdown]
+# So LoRA's promise is not that nothing is forgotten, but that forgetting has a switch: one base, many adapters.
+#
+# ## 6 · Did the base help at all?
+#
+# A comparison needs a control. Take the pretraining away and see what is left.
+
+# %%
+guess_random = predict("2b.C", ...)  # write "a", "b" or "c" instead of ...
+
+# %%
+control = {"LoRA r=4": new["LoRA r=4"], "on a random base": [], "shuffled labels": []}
+for s in seeds:
+    data = five_to_nine(s)
+    torch.manual_seed(1000 + s)
+    never_trained = classifier(5)
+    control["on a random base"].append(evaluate(adapt(never_trained, "LoRA", data, s, 4, 5), [data.test], device))
+    x, y = data.train
+    y.copy_(y[torch.randperm(len(y))])  # same images, labels dealt out anew: nothing there to learn
+    control["shuffled labels"].append(evaluate(adapt(bases[s], "LoRA", data, s, 4, 5), [data.test], device))
+show(
+    plot_spread(control, percent=True, highlight="LoRA r=4", title="Digits 5 to 9, with controls", xlabel="test accuracy"),
+    alt="LoRA r=4 on the digits 5 to 9 beside its controls. Means: "
+    + ", ".join(f"{name} {np.mean(values):.1%}" for name, values in control.items()),
+)
+mean, half = versus(control, "LoRA r=4", "on a random base")
+guess_random.reveal(
+    "a" if np.mean(control["on a random base"]) < 0.3 else "b" if mean >= 0.05 else "c",
+    f"Pretraining is worth {100 * mean:+.1f} ± {100 * half:.1f} points here. "
+    + (
+        "With this many labels LoRA has learned the digits by itself; section 3 alone would not have told you."
+        if mean < 0.05
+        else "Here the base matters."
+    ),
+)
+
+# %% [markdown]
+# ## 7 · Leaning digits, few labels
+#
+# Now a task that resembles the old one: digits leaning by 30 degrees, five labelled images of each. The classes stay,
+# so the head may stay frozen, and LoRA trains nothing but A and B.
+
+# %%
+def leaning(seed):
+    split = digits(rotation=30, seed=seed)
+    x, y = split.train
+    few = torch.cat([(y == digit).nonzero()[:5, 0] for digit in range(10)])
+    return type(split)((x[few], y[few]), split.validation, split.test)
+
+
+lean = {name: [] for name in ("frozen base", "linear probe", "LoRA r=4", "LoRA, random base", "full fine-tuning")}
+for s in seeds:
+    data, base = leaning(s), pretrained(digits(seed=s), 10, s)
+    torch.manual_seed(1000 + s)
+    never_trained = classifier(10)
+    lean["frozen base"].append(evaluate(base, [data.test], device))
+    for name, method, start in (
+        ("linear probe", "probe", base),
+        ("LoRA r=4", "LoRA", base),
+        ("LoRA, random base", "LoRA", never_trained),
+        ("full fine-tuning", "full", base),
+    ):
+        lean[name].append(evaluate(adapt(start, method, data, s), [data.test], device))
+show(
+    plot_spread(lean, percent=True, highlight="LoRA r=4", title="Leaning by 30°, 50 labels", xlabel="test accuracy"),
+    alt="Test accuracy on digits leaning by 30 degrees. Means: "
+    + ", ".join(f"{name} {np.mean(values):.1%}" for name, values in lean.items()),
+)
+for other in ("linear probe", "LoRA, random base", "full fine-tuning"):
+    versus(lean, "LoRA r=4", other)
+
+# %% [markdown]
+# Few labels and a related task: there a pretrained base carries weight. Choosing learning rates still cost validation
+# labels, for all methods alike.
+#
+# ## 8 · Take it with you
+#
+# The adapter for 5 to 9 should fit in a small file and work on another machine.
+
+# %% exercise="2b.3"
+def tensors_to_save(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of everything that was trained in `model`, and of nothing else.
+
+    Trained is what requires a gradient. Names as in model.named_parameters(), so that
+    load_state_dict(saved, strict=False) finds them. Copies: training on must not change what was saved.
+    """
+    ### BEGIN SOLUTION
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    ### END SOLUTION
+
+
+# %% check="2b.3"
+check("2b.3", tensors_to_save)
+
+# %%
+tensors_to_save = use("2b.3", tensors_to_save)
+trained = adapted["LoRA r=4", seed]
+saved = tensors_to_save(trained)
+choices = {
+    "A and B only": {name: tensor for name, tensor in saved.items() if ".lora_" in name},
+    "all that was trained": saved,
+    "the whole model": trained.state_dict(),
+}
+test = [five_to_nine(seed).test]
+print(f"before saving {evaluate(trained, test, device):29.1%}\n")
+print(f"{'what is saved':22s} {'bytes':>7s}  accuracy after loading")
+for name, tensors in choices.items():
+    torch.manual_seed(99)  # another machine: its fresh head begins with other numbers
+    elsewhere = prepare(bases[seed], "LoRA", r=4, new_classes=5)
+    elsewhere.load_state_dict(tensors, strict=False)
+    print(f"{name:22s} {sum(4 * t.numel() for t in tensors.values()):7,d}  {evaluate(elsewhere, test, device):22.1%}")
+
+# %% [markdown]
+# ## 9 · The ledger
+#
+# Our network is so small that full fine-tuning costs nothing. LoRA's bargain is about size: gradients and Adam's two
+# moments take 12 bytes per trained parameter in float32.
+
+# %%
+ledger = {
+    "this lab, both hidden layers": (
+        sum(lora_parameters(layer.in_features, layer.out_features, 4) for layer in (upright.body[0], upright.body[2])),
+        count_parameters(upright).total,
+    ),
+    "GPT-2 small, q and v of 12 layers": (12 * 2 * lora_parameters(768, 768, 4), 124_439_808),
+    "GPT-3, q and v of 96 layers": (96 * 2 * lora_parameters(12288, 12288, 4), 175_255_800_000),
+}
+print(f"{'r = 4':34s} {'trained':>12s} {'of':>17s} {'share':>8s}  gradients and moments: LoRA, full")
+for name, (trained_count, total) in ledger.items():
+    sizes = [f"{12 * count / 1e6:,.3f} MB" for count in (trained_count, total)]
+    print(f"{name:34s} {trained_count:12,d} {total:17,d} {trained_count / total:8.3%}  {sizes[0]:>12s}, {sizes[1]}")
+
+# %% [markdown]
+# GPT-3's total is the one in Table 4 of the [LoRA paper](https://arxiv.org/abs/2106.09685).
+#
+# ## Summary
+#
+# - Freeze, then adapt by name; a fresh head is trained and saved.
+# - Compare within seeds; a control can overturn a table.
+# - An adapter can drown a frozen base. Off is exact.
+#
+# **Where this shows up**: `modules_to_save` in peft; one base serving many adapters.
+
+# %%
+progress()
