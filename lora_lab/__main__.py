@@ -230,6 +230,19 @@ def _widgets() -> Finding:
     return Finding("widgets", True, ", ".join(f"{name} {number}" for name, number in found.items()))
 
 
+def _kernel() -> Finding:
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        program = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        return Finding("kernel", False, "no kernel python3", "run start.py again, or pip install ipykernel")
+    # Jupyter runs its own Python for a bare name. Links are not followed: each environment's python links to one file.
+    right = not os.path.isabs(program) or Path(program).parent == Path(sys.executable).parent
+    advice = f"notebooks would run in another Python: `{sys.executable} -m ipykernel install --sys-prefix`"
+    return Finding("kernel", right, program if os.path.isabs(program) else sys.executable, advice)
+
+
 def _can_write(folder: Path) -> str | None:
     """None, or why not."""
     try:
@@ -252,7 +265,16 @@ def _write_access() -> Finding:
     )
 
 
-EXAMINATIONS: tuple[Callable[[], Finding], ...] = (_python, _torch, _device, _memory, _disk, _widgets, _write_access)
+EXAMINATIONS: tuple[Callable[[], Finding], ...] = (
+    _python,
+    _torch,
+    _device,
+    _memory,
+    _disk,
+    _widgets,
+    _kernel,
+    _write_access,
+)
 
 
 def findings() -> Iterator[Finding]:

@@ -10,6 +10,7 @@ replace x by x - s*y, which adds to W_0 the matrix -s * W_0[:, :1] @ [[0, 1]], o
 it was trained on leaning digits and found it. How both were trained, on what, and how well they do: data/digit_painter/.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,11 @@ def painter_adapters() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(ASSETS.glob("*/adapter_config.json"))}
 
 
+def adapted_layers(name: str) -> list[str]:
+    """The names of the painter's layers that an adapter is for: italic ["where"], bold ["shape", "mix"]."""
+    return list(_config(name)["target_modules"])
+
+
 def load_digit_painter(*adapters: str) -> DigitPainter:
     """The painter with its trained weights, frozen; each adapter named is put on its layers, at volume 1.
 
@@ -82,13 +88,13 @@ def set_volume(model: DigitPainter, name: str, volume: float) -> None:
         layer.alpha = volume * config["lora_alpha"]
 
 
-def page(rows: int = 41, columns: int = 53) -> tuple[np.ndarray, np.ndarray]:
+def page(rows: int = 33, columns: int = 43) -> tuple[np.ndarray, np.ndarray]:
     """The grid on which the painter is asked: x (columns,) to the right and y (rows,) upwards, in its own units."""
     return np.linspace(-HALF_WIDTH, HALF_WIDTH, columns), np.linspace(-HALF_HEIGHT, HALF_HEIGHT, rows)
 
 
 @torch.no_grad()
-def paint(model: DigitPainter, volumes: Mapping[str, float] = {}, rows: int = 41, columns: int = 53) -> np.ndarray:
+def paint(model: DigitPainter, volumes: Mapping[str, float] = {}, rows: int = 33, columns: int = 43) -> np.ndarray:
     """Ask the painter for all ten digits, each adapter in `volumes` at its volume.
 
     Returns the heights, (10, rows, columns), rows upwards: ink is where they are positive.
@@ -126,6 +132,7 @@ def _coverage(heights: np.ndarray) -> np.ndarray:
     return np.clip(heights / cell + 0.5, 0, 1)
 
 
+@functools.cache
 def _config(name: str) -> dict:
     folders = painter_adapters()
     if name not in folders:

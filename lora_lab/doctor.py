@@ -286,7 +286,10 @@ def render_html(lines: list[Line]) -> str:
     rows = []
     for line in lines:
         icon, word, accent = STATES[line.ok]
-        advice = f'<div style="font-weight:600">{_code(line.advice)}</div>' if line.ok is not True and line.advice else ""
+        weight = 600 if line.ok is False else 400
+        advice = ""
+        if line.ok is not True and line.advice:
+            advice = f'<div style="font-weight:{weight}">{_code(line.advice)}</div>'
         rows.append(
             f'<tr style="background:transparent"><td style="{cell};white-space:nowrap">{_badge(icon, accent)} {word}</td>'
             f'<th scope="row" style="{cell};font-weight:600;white-space:nowrap">{escape(line.name)}</th>'

@@ -162,7 +162,7 @@ def test_parameters_are_typed(text, value):
 
 def test_doctor_on_this_machine():
     found = {finding.name: finding for finding in cli.findings()}
-    assert list(found) == ["Python", "torch", "device", "memory", "disk", "widgets", "write access"]
+    assert list(found) == ["Python", "torch", "device", "memory", "disk", "widgets", "kernel", "write access"]
     assert found["Python"].found == sys.version.split()[0]
     result = call("doctor")
     assert result.exit_code == (0 if all(finding.ok for finding in found.values()) else 1)
@@ -205,6 +205,17 @@ def test_doctor_says_what_to_do(monkeypatch, tmp_path):
         m.setattr("importlib.metadata.version", lambda package: "7.7.1")
         failed, advice = doctor_without(m)
         assert any("ipywidgets 7.7.1" in line for line in failed) and any("ipywidgets 8" in line for line in advice)
+
+    with monkeypatch.context() as m:
+        (tmp_path / "kernels" / "python3").mkdir(parents=True)
+        spec = {"argv": ["/usr/other/bin/python", "-f", "{connection_file}"], "display_name": "x", "language": "python"}
+        (tmp_path / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+        m.setenv("JUPYTER_PATH", str(tmp_path))  # searched before the environment's own
+        m.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+        failed, advice = doctor_without(m)
+        assert any("/usr/other/bin/python" in line for line in failed) and any(
+            "ipykernel install" in line for line in advice
+        )
 
     with monkeypatch.context() as m:
         m.setattr(cli.tempfile, "NamedTemporaryFile", refuse_in(tmp_path))

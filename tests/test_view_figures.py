@@ -121,5 +121,5 @@ def test_strip_has_one_line_per_volume_and_marks_base_and_adapter():
     figure = volume_strip("italic", volumes=(-1, 0, 1), digits=(0, 7))
     assert len(figure.axes[0].patches) == 6
     said = [text.get_text() for text in texts(figure)]
-    assert {"−1", "0  base", "1  as trained"} <= set(said)
+    assert {"−1", "0\u2002base", "1\u2002as trained"} <= set(said)
     assert re.search("from volume −1 to 1", " ".join(said))

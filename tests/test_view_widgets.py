@@ -12,7 +12,7 @@ pytest.importorskip("ipywidgets")
 pytest.importorskip("contourpy")
 
 from lora_lab import digit_painter
-from lora_lab.view import volume_knob
+from lora_lab.view import volume_knob, volume_strip
 from lora_lab.view.widgets import HIGH, LOW, STEP, digits_svg, outlines, volume_view
 
 GRID = [LOW + STEP * i for i in range(round((HIGH - LOW) / STEP) + 1)]
@@ -41,7 +41,7 @@ def test_every_stop_of_each_slider_draws_ten_digits(model, name):
         svg, text = volume_view(model, {name: volume, other: 0.0})
         paths = re.findall(r'<path d="([^"]+)"/>', svg)
         assert len(paths) == 10 and all(path.startswith("M") and path.endswith("Z") for path in paths), volume
-        numbers = np.array([float(number) for number in re.findall(r"-?\d+\.\d+", " ".join(paths))])
+        numbers = np.array([float(number) for number in re.findall(r"-?\d+", " ".join(paths))])
         assert np.isfinite(numbers).all() and len(text) > 20
 
 
@@ -50,9 +50,9 @@ def test_the_corners_of_the_sliders_stay_on_the_page(model, volumes):
     svg, _ = volume_view(model, dict(zip(("italic", "bold"), volumes, strict=True)))
     left, top, width, height = map(float, re.search(r'viewBox="([^"]+)"', svg)[1].split())
     for path in re.findall(r'<path d="([^"]+)"/>', svg):
-        points = np.array([float(number) for number in re.findall(r"-?\d+\.\d+", path)]).reshape(-1, 2)
-        # 0.3 of a unit, a quarter of a digit's width: `overflow: visible` and the cell's padding show it
-        assert points[:, 0].min() > left - 0.3 and points[:, 0].max() < left + width + 0.3
+        points = np.array([float(number) for number in re.findall(r"-?\d+", path)]).reshape(-1, 2)
+        over = 0.15 * height  # a quarter of a digit's width: `overflow: visible` and the cell's padding show it
+        assert points[:, 0].min() > left - over and points[:, 0].max() < left + width + over
         assert points[:, 1].min() >= top and points[:, 1].max() <= top + height
 
 
@@ -73,6 +73,20 @@ def test_outlines_of_a_ring_known_by_hand():
     # a polygon on cells of 0.025 lies inside its circle by about a thousandth of its area
     assert abs(outer - np.pi * 0.64) < 0.01 and abs(inner - np.pi * 0.09) < 0.01
     assert digits_svg(np.full((1, 5, 5), -1.0), "x").count('d=""') == 1  # no ink, no path, no error
+
+
+def test_up_is_up():
+    _, y = digit_painter.page(21, 27)
+    dot = np.minimum(0.2 - np.abs(y - 0.6), 0.2)[:, None] - np.zeros(27) - 0.05 * np.abs(np.linspace(-9, 9, 27))  # at y = 0.6
+    points = np.array(re.findall(r"-?\d+", re.search(r'd="([^"]+)"', digits_svg(dot[None], "x"))[1]), dtype=int).reshape(-1, 2)
+    assert (points[:, 1] < 0).all()  # SVG counts y downwards
+    assert volume_strip_tops() == sorted(volume_strip_tops(), reverse=True)
+
+
+def volume_strip_tops():
+    """The upper edge of the digit 7 in each line of the strip, which is read from the top: volume -1 first."""
+    figure = volume_strip("italic", volumes=(-1, 0, 1), digits=[7])
+    return [patch.get_path().vertices[:, 1].max() for patch in figure.axes[0].patches]
 
 
 def test_callbacks_set_the_volume_and_change_the_picture():

@@ -1,6 +1,6 @@
 """Train the digit painter and its two adapters, and measure them: python data/digit_painter/make.py
 
-Writes lora_lab/assets/digit_painter/ and the table of README.md beside this file. One seed, one thread, under a minute.
+Writes lora_lab/assets/digit_painter/, the table of README.md beside this file, and docs/img/volume_strip*.png. One seed, one thread, under a minute.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates, zoom
 from sklearn.datasets import load_digits
 
@@ -126,8 +126,6 @@ def measure() -> str:
     sizes = {path: path.stat().st_size for path in sorted(ASSETS.rglob("*.safetensors"))}
     lines += ["", "| file | bytes | numbers |", "|---|---:|---:|"]
     for path, size in sizes.items():
-        from safetensors.torch import load_file
-
         count = sum(tensor.numel() for tensor in load_file(path).values())
         lines.append(f"| {path.relative_to(ASSETS).as_posix()} | {size:,} | {count:,} |")
     return "\n".join(lines)
@@ -140,6 +138,18 @@ def write_card() -> None:
     card.write_text(re.sub(r"<!-- measured -->.*<!-- end -->", lambda _: block, text, flags=re.S), encoding="utf-8")
 
 
+def draw_pictures() -> None:
+    """The pictures of the README."""
+    from lora_lab.view import save_png, volume_strip
+
+    pictures = HERE.parents[1] / "docs" / "img"
+    pictures.mkdir(parents=True, exist_ok=True)
+    title = "One adapter of 66 numbers, its volume turned from −1 to 2"
+    for name, theme in (("volume_strip", "light"), ("volume_strip_dark", "dark")):
+        save_png(volume_strip("italic", volumes=(-1, 0, 1, 2), title=title), pictures / f"{name}.png", theme)
+
+
 if __name__ == "__main__":
     make()
     write_card()
+    draw_pictures()

@@ -47,7 +47,7 @@ _NEW_CELL = {"code": new_code_cell, "markdown": new_markdown_cell, "raw": new_ra
 
 
 class BuildError(ValueError):
-    """A source that cannot become a notebook. `problems`: per fault one text with file, line, what is wrong, what to do."""
+    """A source that cannot become a notebook. `problems`: per fault one text with file, line, fault and remedy."""
 
     def __init__(self, problems: Iterable[str]):
         self.problems = list(problems)
@@ -501,18 +501,16 @@ def _badges(repository: str | None, name: str) -> str:
     if address.hostname != "github.com":
         return ""
     slug, notebook = address.path.strip("/"), f"notebooks/{name}.ipynb"
-    return (
-        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]"
-        f"(https://mybinder.org/v2/gh/{slug}/HEAD?urlpath=lab/tree/{notebook})\n"
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-        f"(https://colab.research.google.com/github/{slug}/blob/main/{notebook})"
-    )
+    # Links and no images: a room without a network would see two broken pictures first.
+    binder = f"https://mybinder.org/v2/gh/{slug}/HEAD?urlpath=lab/tree/{notebook}"
+    colab = f"https://colab.research.google.com/github/{slug}/blob/main/{notebook}"
+    return f"[Open in Binder]({binder}) · [Open in Colab]({colab})"
 
 
 def _colab(repository: str) -> str:
     # Without constraints: pip leaves a torch alone that is new enough, and Colab's is built for its own driver.
     return (
-        'if "google.colab" in __import__("sys").modules:  # only on Colab: fetch the lab, keep Colab\'s torch\n'
+        'if "google.colab" in __import__("sys").modules:  # on Colab only\n'
         f'    %pip install --quiet "lora-lab[lab] @ git+{repository}"'
     )
 

@@ -3,10 +3,11 @@
 `run_script` is the generic driver: it computes no verdict and never raises because of the student's code (Ctrl-C
 excepted). It leaves random states, default dtype, grad mode, numpy's random state and warning filters as it found them.
 
-The time limit: a watchdog thread asks Python to raise in the running thread (PyThreadState_SetAsyncExc), again and
-again in case a bare `except:` swallows it; that works in any thread on every platform, between two bytecodes. On POSIX
-in the main thread an alarm signal helps, which also ends a `time.sleep`. A single long call into C elsewhere
-(a sleep in another thread, one giant matrix product) ends only when it returns.
+The time limit: a watchdog thread asks Python to raise in the running thread (PyThreadState_SetAsyncExc); that works in
+any thread on every platform, between two bytecodes. A bare `except:` in a loop would swallow it each time, so the
+exception, once made, also sets a trace function that raises at the next lines of the student's code, until all of it
+has been left. On POSIX in the main thread an alarm signal helps, which also ends a `time.sleep`. A single long call
+into C elsewhere (a sleep in another thread, one giant matrix product) ends only when it returns.
 """
 
 from __future__ import annotations
@@ -46,6 +47,13 @@ LARGEST = 20_000_000      # numbers in one answer: 160 MB in float64, more than 
 
 class TimeLimit(BaseException):
     """Raised inside student code when its time is up. Not an Exception, so that `except Exception` lets it through."""
+
+    def __init__(self):
+        super().__init__()
+        # Python makes the object in the thread where it raises it: the one place from where that thread can be traced.
+        guard = _guards.get(threading.get_ident())
+        if guard is not None:
+            guard.insist(sys._getframe(1))
 
 
 class ProbeError(Exception):
@@ -433,18 +441,25 @@ def _call_with_limit(function: Callable[[], None], seconds: float) -> BaseExcept
     return caught
 
 
+_guards: dict[int, _Guard] = {}        # by thread
+
+
 class _Guard:
     """Raises TimeLimit in the current thread once `seconds` are over, every AGAIN seconds until stopped."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
         self.thread = threading.get_ident()
+        self.active = self.fired = False
         self.running = threading.Lock()                        # held while the student's code runs
         self.watchdog = threading.Thread(target=self._watch, daemon=True, name="time limit of a check")
         on_main = threading.current_thread() is threading.main_thread()
         self.alarm = on_main and hasattr(signal, "setitimer")
 
     def start(self):
+        self.outer, self.old_trace = _guards.get(self.thread), sys.gettrace()
+        _guards[self.thread] = self
+        self.active = True
         self.running.acquire()
         self.watchdog.start()
         if self.alarm:
@@ -458,12 +473,34 @@ class _Guard:
     def _watch(self):
         wait = self.seconds
         while not self.running.acquire(timeout=wait):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread), ctypes.py_object(TimeLimit))
+            self._fire()
             wait = AGAIN
+
+    def _fire(self):
+        self.fired = True
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread), ctypes.py_object(TimeLimit))
+
+    def insist(self, frame):
+        """Trace all frames from `frame` down to ours, and those to come."""
+        if not self.active:
+            return
+        while frame is not None and frame.f_code.co_filename != __file__:
+            frame.f_trace = self._again
+            frame = frame.f_back
+        sys.settrace(self._again)
+
+    def _again(self, frame, event, arg):
+        if not self.active or frame.f_code.co_filename == __file__:
+            return None
+        if event not in ("line", "call"):
+            return self._again
+        self._fire()      # Python drops a trace function that raises: the next exception will set it again
+        raise TimeLimit
 
     def stop(self):
         """Each step may be struck by a last TimeLimit, so each is tried until it has gone through."""
-        for step in (self._stop_alarm, self._stop_watchdog, self._restore_alarm):
+        self.active = False
+        for step in (self._stop_alarm, self._stop_watchdog, self._stop_trace, self._drain, self._restore):
             while True:
                 try:
                     step()
@@ -480,10 +517,28 @@ class _Guard:
             with contextlib.suppress(RuntimeError):            # released already, in an earlier try
                 self.running.release()
             self.watchdog.join()
-        # One more may be on its way, set but not yet raised: take it back.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread), None)
 
-    def _restore_alarm(self):
+    def _stop_trace(self):
+        if sys.gettrace() != self.old_trace:
+            sys.settrace(self.old_trace)
+
+    def _drain(self):
+        """One more may be on its way, set but not yet raised. There is room for one only: set it and wait for it here.
+        (Taking it back with NULL leaves CPython 3.11 with a flag that never clears, and the next debugger hangs.)"""
+        if not self.fired:
+            return
+        try:
+            self._fire()
+            while True:
+                pass
+        except TimeLimit:
+            self.fired = False
+
+    def _restore(self):
+        if self.outer is None:
+            _guards.pop(self.thread, None)
+        else:
+            _guards[self.thread] = self.outer
         if self.alarm:
             signal.signal(signal.SIGALRM, self.old_handler)
             left, interval = self.old_timer

@@ -16,6 +16,7 @@ from lora_lab.view.figures import _styled
 from lora_lab.view.style import INK, MUTED, THEMES, new_figure, to_svg
 
 LOW, HIGH, STEP = -1.0, 2.0, 0.05
+FINE = 500  # whole steps of the SVG per unit of the painter: short numbers, and still 7 of them to a pixel
 ADVANCE = 1.24  # from one digit to the next on the line, in the painter's units
 
 
@@ -62,11 +63,12 @@ def digits_svg(heights: np.ndarray, alt: str) -> str:
     """Heights (D, rows, columns) -> an inline SVG of one line of digits, ink where a height is positive, in the page's text colour."""
     paths = []
     for place, field in enumerate(heights):
-        rings = " ".join(_smooth(ring + (place * ADVANCE, 0)) for ring in outlines(field))
+        rings = "".join(_smooth(ring + (place * ADVANCE, 0)) for ring in outlines(field))
         paths.append(f'<path d="{rings}"/>')
-    left, right = -0.75, (len(heights) - 1) * ADVANCE + 0.75
+    left, right = -0.75 * FINE, ((len(heights) - 1) * ADVANCE + 0.75) * FINE
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(alt)}" viewBox="{left} -1 {right - left:g} 2" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(alt)}" '
+        f'viewBox="{left:.0f} {-FINE} {right - left:.0f} {2 * FINE}" '
         f'style="display: block; width: 100%; max-width: 860px; overflow: visible; fill: {THEMES["auto"][INK]}" '
         f'fill-rule="evenodd">{"".join(paths)}</svg>'
     )
@@ -79,15 +81,16 @@ def outlines(field: np.ndarray) -> list[np.ndarray]:
     x, y = digit_painter.page(*field.shape)
     generator = contour_generator(x, y, field, fill_type=FillType.OuterOffset)
     points, offsets = generator.filled(0, np.inf)
-    return [p[start:end - 1] for p, o in zip(points, offsets, strict=True) for start, end in zip(o, o[1:], strict=False)]
+    # contourpy repeats the first point at the end of each ring
+    return [p[start : end - 1] for p, o in zip(points, offsets, strict=True) for start, end in zip(o, o[1:], strict=False)]
 
 
 def _smooth(ring: np.ndarray) -> str:
     """A ring as SVG path data, y downwards, rounded: a quadratic curve from middle to middle, each corner its control point."""
-    ring = ring * (1, -1)
-    ends = (ring + np.roll(ring, -1, axis=0)) / 2
-    start = f"M{ends[-1][0]:.3f} {ends[-1][1]:.3f}"
-    return start + "".join(f"Q{a:.3f} {b:.3f} {c:.3f} {d:.3f}" for (a, b), (c, d) in zip(ring.tolist(), ends.tolist(), strict=True)) + "Z"
+    corners = ring * (FINE, -FINE)
+    middles = (corners + np.roll(corners, -1, axis=0)) / 2
+    curves = np.concatenate([corners, middles], axis=1).round().astype(int).tolist()
+    return "M{2} {3}".format(*curves[-1]) + "".join(map("Q{0[0]} {0[1]} {0[2]} {0[3]}".format, curves)) + "Z"
 
 
 class VolumeKnob:
@@ -169,12 +172,13 @@ class VolumeKnob:
 
 def _words(volumes: Mapping[str, float], text: str) -> str:
     terms = "".join(
-        f' <span style="white-space: nowrap">{"+" if volume >= 0 else "−"} <b>{abs(volume):.2f}</b> · '
-        f"(scaling · B A)<sub>{html.escape(name)}</sub></span>"
+        f'<span style="white-space: nowrap; margin-right: 2.5em">{html.escape(name)}, on <i>{html.escape(where)}</i>: '
+        f'W₀ {"+" if volume >= 0 else "−"} <b>{abs(volume):.2f}</b> · scaling · B A</span> '
         for name, volume in volumes.items()
+        for where in [" and ".join(digit_painter.adapted_layers(name))]
     )
     return (
-        f'<div style="line-height: 1.5; color: {THEMES["auto"][INK]}">W = W₀{terms}</div>'
+        f'<div style="line-height: 1.5; color: {THEMES["auto"][INK]}">{terms}</div>'
         f'<div role="status" style="line-height: 1.5; color: {THEMES["auto"][MUTED]}">{html.escape(text)}</div>'
     )
 
@@ -198,7 +202,7 @@ def _draw_strip(frames, title):
             if vertices:
                 axes.add_patch(PathPatch(Path(np.concatenate(vertices), codes), facecolor=INK, linewidth=0))
         weight = "bold" if volume in (0, 1) else "normal"
-        label = f"{volume:g}".replace("-", "−") + {0: "  base", 1: "  as trained"}.get(volume, "")
+        label = f"{volume:g}".replace("-", "−") + {0: "\u2002base", 1: "\u2002as trained"}.get(volume, "")
         axes.text(-1.1, -row * line, label, ha="right", va="center", color=INK if volume in (0, 1) else MUTED, fontweight=weight)
     axes.set(xlim=(left, right), ylim=(low, high), aspect="equal")
     axes.set_title(title, x=0.0)

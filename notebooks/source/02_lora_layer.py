@@ -2,8 +2,8 @@
 # # 02 · A LoRA layer from scratch
 # <!-- lab:badges -->
 #
-# In fifty minutes you write the layer that everybody imports: forward, start, freeze, merge. Then you put it beside the library's and
-# compare bits.
+# You write the layer that everybody imports: forward, start, freeze, merge. Then you put it beside
+# the libraries' and compare digits.
 #
 # <!-- lab:opening -->
 
@@ -25,21 +25,31 @@ from lora_lab import Batches, count_parameters, digits, evaluate, train
 from lora_lab.course import check, hint, predict, progress, use
 from lora_lab.view import plot_images, plot_losses, plot_matrices, show
 
+torch.set_num_threads(1)  # these matrices are tiny: threads would only wait for each other
 upright, turned = digits(seed=seed), digits(rotation=90, seed=seed)
-torch.manual_seed(seed)
 pretrained = nn.Linear(64, 10)
-for step in train(pretrained, Batches(*upright.train, seed=seed), steps=600, lr=1e-2, device="cpu"):
+nn.init.zeros_(pretrained.weight)
+batches = Batches(*upright.train, seed=seed)
+for step in train(pretrained, batches, steps=600, lr=1e-2, device="cpu"):
     pass
 show(
-    plot_images(list(pretrained.weight.detach().view(10, 8, 8)), labels=list(range(10)), title="A pretrained layer: the ten rows of W0, as 8 x 8 images"),
-    alt="The ten rows of the pretrained weight drawn as 8 by 8 images; some look like ghosts of the digit that they detect.",
+    plot_images(
+        list(pretrained.weight.detach().view(10, 8, 8)), labels=list(range(10)),
+        title="A pretrained layer: the ten rows of W0",
+    ),
+    alt="The ten rows of the pretrained weight as images of 8 by 8 pixels: light where ink "
+    "speaks for the digit, dark where it speaks against it.",
 )
 
 torch.manual_seed(seed)
 W0, B, A = torch.randn(11, 7), torch.randn(11, 3), torch.randn(3, 7)
 show(
-    plot_matrices([("W0", W0), "+ 5/3 ·", ("B", B), "·", ("A", A), "=", ("W", W0 + 5 / 3 * B @ A)], title="The update is as large as W0, but made of two thin factors"),
-    alt="Heat maps: W0 with 11 rows and 7 columns, plus 5/3 times B with 11 rows and 3 columns times A with 3 rows and 7 columns, equals W, 11 by 7.",
+    plot_matrices(
+        [("W0", W0), "+ 5/3 ·", ("B", B), "·", ("A", A), "=", ("W", W0 + 5 / 3 * B @ A)],
+        title="An update as large as W0, made of two thin factors",
+    ),
+    alt="Heat maps: W0 with 11 rows and 7 columns, plus 5/3 times B, 11 by 3, times A, "
+    "3 by 7, equals W, 11 by 7.",
 )
 
 # %% [markdown]
@@ -55,7 +65,10 @@ show(
 
 # %% exercise="2.1"
 def lora_forward(x, W, b, A, B, alpha: float, r: int):
-    """x (..., d_in), W (d_out, d_in), b (d_out,) or None, A (r, d_in), B (d_out, r)  ->  W x + b + (alpha / r) B A x, of shape (..., d_out)."""
+    """W x + b + (alpha / r) B A x, of shape (..., d_out).
+
+    x (..., d_in), W (d_out, d_in), b (d_out,) or None, A (r, d_in), B (d_out, r)
+    """
     ### BEGIN SOLUTION
     h = x @ W.T + (alpha / r) * (x @ A.T) @ B.T
     return h if b is None else h + b
@@ -76,48 +89,60 @@ both_zero = predict("2.A", ...)
 lora_forward = use("2.1", lora_forward)
 
 
-def start(name: str, r: int = 4):
-    A, B = torch.zeros(r, 64), torch.zeros(10, r)
-    if "A" in name:
-        A = torch.randn(r, 64) / math.sqrt(64)
-    if "B" in name:
-        B = torch.randn(10, r)
-    return A, B
+def means_of_ten(losses):
+    steps = range(9, len(losses), 10)
+    return list(steps), [sum(losses[k - 9 : k + 1]) / 10 for k in steps]
 
 
-starts = {"A random, B zero": "A", "A zero, B random": "B", "both zero": "", "both random": "AB"}
-curves, old_task = {}, {}
-for label, name in starts.items():
-    torch.manual_seed(seed)
-    A, B = (factor.requires_grad_() for factor in start(name))
-    optimizer = torch.optim.AdamW([A, B], lr=1e-2, weight_decay=0)
+def run(A, B, steps):
+    """Train A and B on turned digits. -> accuracy on upright ones at the start, losses"""
     W, b = pretrained.weight.detach(), pretrained.bias.detach()
     x, y = upright.test
-    old_task[label] = (lora_forward(x, W, b, A, B, 8, 4).argmax(1) == y).float().mean().item()
-    curves[label] = []
-    for _, (x, y) in zip(range(100 if fast else 400), Batches(*turned.train, seed=seed)):
+    kept = (lora_forward(x, W, b, A, B, 8, 4).argmax(1) == y).float().mean().item()
+    optimizer = torch.optim.AdamW([A.requires_grad_(), B.requires_grad_()], lr=1e-2)
+    losses = []
+    for _, (x, y) in zip(range(steps), Batches(*turned.train, seed=seed)):
         loss = F.cross_entropy(lora_forward(x, W, b, A, B, 8, 4), y)
         optimizer.zero_grad()
-        if loss.requires_grad:
-            loss.backward()
+        loss.backward()
         optimizer.step()
-        curves[label].append(loss.item())
+        losses.append(loss.item())
+    return kept, losses
+
+
+torch.manual_seed(seed)
+starts = {
+    "A random, B zero": (torch.randn(4, 64) / 8, torch.zeros(10, 4)),
+    "A zero, B random": (torch.zeros(4, 64), torch.randn(10, 4)),
+    "both zero": (torch.zeros(4, 64), torch.zeros(10, 4)),
+    "both random": (torch.randn(4, 64) / 8, torch.randn(10, 4)),
+}
+curves = {}
+for name, (A, B) in starts.items():
+    kept, curves[name] = run(A, B, steps=100 if fast else 400)
+    print(f"{name:18s} reads {kept:.1%} of the upright digits before its first step")
 show(
-    plot_losses(curves, title="Learning turned digits from four starts", ylabel="loss (nats)", log=True),
-    alt="Training loss on a logarithmic axis for four starts. With both factors zero the curve stays flat near ten; the other three fall below one.",
+    plot_losses(
+        {name: means_of_ten(losses) for name, losses in curves.items()},
+        title="Learning turned digits from four starts", ylabel="loss (nats)", log=True,
+    ),
+    alt="Training loss on a logarithmic axis for four starts. With both factors zero it stays "
+    "flat near ten; the other three fall together.",
 )
-for label, share in old_task.items():
-    print(f"{label:18s} reads {share:.1%} of the upright digits before its first step")
-fell = curves["both zero"][-1] < 0.5 * curves["both zero"][0]
-both_zero.reveal("a" if fell else "b", f"The loss with both zero: {curves['both zero'][0]:.2f} at the first step, {curves['both zero'][-1]:.2f} at the last.")
+first, last = curves["both zero"][0], curves["both zero"][-1]
+both_zero.reveal(
+    "a" if last < 0.5 * first else "b", f"From {first:.2f} at the first step to {last:.2f} at the "
+    "last; what difference there is comes from the batches, for the weights have not moved.",
+)
 
 # %% [markdown]
-# Three starts learn. But "both random" threw away what the layer knew, before training began. The paper's choice keeps it: $B = 0$ makes
-# $\Delta W$ exactly zero, and a random $A$ lets $B$ learn. How large should $A$ be? About $1/\sqrt{d_\text{in}}$, so that $Ax$ has the size of $x$'s entries.
+# Three starts learn, but "both random" damages what the layer knew before training begins. The
+# paper's choice keeps it: with $B = 0$, $\Delta W$ is exactly zero, and a random $A$ lets $B$
+# learn. Entries of about $1/\sqrt{d_\text{in}}$ make $Ax$ as large as the entries of $x$.
 
 # %% exercise="2.2"
 def init_factors(d_in: int, d_out: int, r: int):
-    """-> A (r, d_in), random with entries of about 1/sqrt(d_in), uniform or Gaussian; B (d_out, r), zero."""
+    """-> A (r, d_in), random, entries of about 1/sqrt(d_in), uniform or Gaussian; B (d_out, r)"""
     ### BEGIN SOLUTION
     A = (2 * torch.rand(r, d_in) - 1) / math.sqrt(d_in)
     return A, torch.zeros(d_out, r)
@@ -129,12 +154,16 @@ check("2.2", init_factors)
 # %% [markdown]
 # ## Who learns first?
 #
-# With $g = \partial L / \partial h$, one row per sample, the chain rule through $h = \dots + s\,B A x$ gives both gradients. Find them, without autograd,
-# and you will see why two zeros never learn.
+# With $g = \partial L / \partial h$, one row per sample, the chain rule through
+# $h = \dots + \frac{\alpha}{r} B A x$ gives both gradients. Write them down without autograd, and
+# you will see why two zeros never learn.
 
 # %% exercise="2.3"
 def factor_gradients(x, g, A, B, alpha: float, r: int):
-    """x (n, d_in), g (n, d_out) = dL/dh, A (r, d_in), B (d_out, r)  ->  dL/dA (r, d_in), dL/dB (d_out, r), summed over the samples."""
+    """-> dL/dA (r, d_in), dL/dB (d_out, r), summed over the samples.
+
+    x (n, d_in), g (n, d_out) = dL/dh, A (r, d_in), B (d_out, r)
+    """
     ### BEGIN SOLUTION
     s = alpha / r
     return s * B.T @ g.T @ x, s * g.T @ (x @ A.T)
@@ -152,29 +181,40 @@ norms = {"gradient of A": [], "gradient of B": []}
 x, y = turned.train
 target = F.one_hot(y, 10).float()
 for _ in range(12):
-    g = (F.softmax(lora_forward(x, W, b, A, B, 8, 4), dim=1) - target) / len(x)  # the gradient of cross-entropy
+    h = lora_forward(x, W, b, A, B, 8, 4)
+    g = (F.softmax(h, dim=1) - target) / len(x)  # the gradient of cross-entropy
     grad_A, grad_B = factor_gradients(x, g, A, B, 8, 4)
     norms["gradient of A"].append(grad_A.norm().item())
     norms["gradient of B"].append(grad_B.norm().item())
     A, B = A - 0.02 * grad_A, B - 0.02 * grad_B
 show(
-    plot_losses(norms, title="A waits for B: its gradient is zero at step 0", xlabel="update", ylabel="norm of the gradient"),
-    alt="Norms of both gradients over the first twelve updates. That of A starts at exactly zero and rises once B has moved; that of B is large from the start.",
+    plot_losses(
+        norms, title="A waits for B: its gradient is zero at step 0", xlabel="update",
+        ylabel="norm of the gradient",
+    ),
+    alt="Norms of both gradients over twelve updates. That of A starts at exactly zero and "
+    "rises as B moves away from zero; that of B is large from the start.",
 )
-print(f"before the first update: gradient of A {norms['gradient of A'][0]:.3g}, of B {norms['gradient of B'][0]:.3g}; before the second: {norms['gradient of A'][1]:.3g}, {norms['gradient of B'][1]:.3g}")
+for k, when in enumerate(["before the first update ", "before the second update"]):
+    a, b = norms["gradient of A"][k], norms["gradient of B"][k]
+    print(f"{when}: gradient of A {a:.3g}, of B {b:.3g}")
 
 # %% [markdown]
 # ## What is frozen
 #
-# Now a real module. One prediction first: our layer has 650 numbers, the adapter $r(d_\text{in} + d_\text{out})$. People write
-# `base.weight.requires_grad = False` and go on. Replace the dots by a number.
+# Now a real module. One prediction first: the layer has 650 numbers, the adapter
+# $r(d_\text{in} + d_\text{out})$ with $r = 4$. Many people write `base.weight.requires_grad = False`
+# and go on. What trains then? Replace the dots by a number.
 
 # %%
 count = predict("2.B", ...)
 
 # %% exercise="2.4"
 class MyLoRALinear(nn.Module):
-    """y = base(x) + (alpha / r) B A x. Attributes: base_layer (frozen), lora_A (r, d_in), lora_B (d_out, r), zero at the start."""
+    """y = base(x) + (alpha / r) B A x
+
+    base_layer: the layer given, frozen; lora_A (r, d_in), random; lora_B (d_out, r), zero
+    """
 
     def __init__(self, base: nn.Linear, r: int, alpha: float):
         super().__init__()
@@ -200,36 +240,47 @@ print("as it should be:        ", count_parameters(layer))
 layer.base_layer.bias.requires_grad_(True)
 slip = count_parameters(layer)
 print("with the bias forgotten:", slip)
-count.reveal(slip.trainable, "The bias of the base adds ten. It is small, it trains, and it is not in the adapter's file: reloaded, the model differs.")
+count.reveal(
+    slip.trainable, "The bias adds ten. It trains, and an adapter's file holds A and B alone: "
+    "loaded elsewhere, the model would differ from the one you trained.",
+)
 
 # %%
 # The same factors in three implementations: yours, lora_lab's, and Hugging Face's peft.
 import peft
 
-torch.manual_seed(seed)
-A, B = torch.randn(4, 64) / 8, torch.randn(10, 4)
-mine, ours = MyLoRALinear(copy.deepcopy(pretrained), 4, 8), lora_lab.LoRALinear(copy.deepcopy(pretrained), 4, 8)
-theirs = peft.get_peft_model(nn.Sequential(copy.deepcopy(pretrained)), peft.LoraConfig(r=4, lora_alpha=8, target_modules=["0"]))
+base = lambda: copy.deepcopy(pretrained)
+config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["0"])
+mine, ours = MyLoRALinear(base(), 3, 5), lora_lab.LoRALinear(base(), 3, 5)
+theirs = peft.get_peft_model(nn.Sequential(base()), config)
 theirs_layer = theirs.base_model.model[0]
+torch.manual_seed(seed)
+A, B = torch.randn(3, 64) / 8, torch.randn(10, 3)
 with torch.no_grad():
-    for one, two in [(mine.lora_A, mine.lora_B), (ours.lora_A, ours.lora_B), (theirs_layer.lora_A["default"].weight, theirs_layer.lora_B["default"].weight)]:
-        one.copy_(A)
-        two.copy_(B)
+    for factor in [mine.lora_A, ours.lora_A, theirs_layer.lora_A["default"].weight]:
+        factor.copy_(A)
+    for factor in [mine.lora_B, ours.lora_B, theirs_layer.lora_B["default"].weight]:
+        factor.copy_(B)
     x = turned.test[0]
-    print(f"largest difference, yours to lora_lab: {(mine(x) - ours(x)).abs().max():.1e}, yours to peft: {(mine(x) - theirs(x)).abs().max():.1e}, "
-          f"at outputs up to {ours(x).abs().max():.0f}")
+    print(f"outputs up to                      {mine(x).abs().max():.0f}")
+    print(f"largest difference from lora_lab   {(mine(x) - ours(x)).abs().max():.1e}")
+    print(f"largest difference from peft       {(mine(x) - theirs(x)).abs().max():.1e}")
 
 # %% [markdown]
-# The three add the same numbers in another order, and float32 rounds each sum. Equal means equal *up to rounding*.
+# What differs is rounding: each multiplies and adds in its own order, and float32 keeps about seven
+# digits. Equal means equal *up to rounding*.
 #
 # ## Merge
 #
-# For serving, $W_0 + \frac{\alpha}{r}BA$ is written into the weight: no detour, no extra time. To take it out again, what must you keep?
+# For serving, $W_0 + \frac{\alpha}{r}BA$ is written into the weight: no detour, no extra time.
+# To take it out again, what must you keep?
 
 # %% exercise="2.5"
 class MergeableLoRA(MyLoRALinear):
-    """merge() writes the update into base_layer.weight, unmerge() brings W0 back bit for bit; doing either twice changes nothing more,
-    and the function (forward) stays the same throughout."""
+    """merge() writes the update into base_layer.weight; unmerge() brings W0 back, bit for bit.
+
+    Doing either twice changes nothing more, and forward gives the same output throughout.
+    """
 
     original = None  # W0, while merged
 
@@ -260,15 +311,18 @@ check("2.5", MergeableLoRA)
 # %% [markdown]
 # ## What merging swallows
 #
-# Large models are kept in bfloat16, which has about three digits. A small $\Delta W$ added to a large $W_0$ may fall between two numbers.
+# Large models are kept in bfloat16, which has two to three digits. A small $\Delta W$ added to a
+# larger $W_0$ may fall between two numbers.
 
 # %%
 lost = predict("2.C", ...)
 
 # %% exercise="2.6"
 def swallowed(W, delta, dtype: torch.dtype) -> float:
-    """Share of delta that is lost when W + delta is rounded to dtype: ‖(rounded - W) - delta‖ / ‖delta‖. W and delta are float32,
-    and W's numbers exist in dtype already."""
+    """Share of delta lost when W + delta is rounded: ‖(rounded - W) - delta‖ / ‖delta‖
+
+    W and delta are float32 tensors; every number in W exists in dtype already.
+    """
     ### BEGIN SOLUTION
     arrived = (W + delta).to(dtype).float() - W
     return ((arrived - delta).norm() / delta.norm()).item()
@@ -279,26 +333,31 @@ check("2.6", swallowed)
 
 # %%
 swallowed = use("2.6", swallowed)
-subtracted = (pretrained.weight + ours.delta_weight()) - ours.delta_weight()
-changed = (subtracted != pretrained.weight).sum().item()
-print(f"merging by adding and unmerging by subtracting changes {changed} of {pretrained.weight.numel()} entries of W0 in float32")
+with torch.no_grad():
+    dW = ours.delta_weight()
+    changed = (((pretrained.weight + dW) - dW) != pretrained.weight).sum().item()
+print(f"W0 + ΔW - ΔW differs from W0 in {changed} of {dW.numel()} entries, in float32 already")
+
 torch.manual_seed(seed)
+W, dW = torch.randn(768, 768), torch.randn(768, 4) @ torch.randn(4, 768)
+dW *= W.norm() / dW.norm()
 sizes = [10 ** (k / 4) for k in range(-14, 1)]
-shares = {"bfloat16": [], "float16": [], "float32": []}
-W = torch.randn(768, 768)
-delta = torch.randn(768, 4) @ torch.randn(4, 768)
-delta *= W.norm() / delta.norm()
-for name, values in shares.items():
+shares = {}
+for name in ["bfloat16", "float16", "float32"]:
     dtype = getattr(torch, name)
-    values.extend(swallowed(W.to(dtype).float(), size * delta, dtype) for size in sizes)
+    values = [swallowed(W.to(dtype).float(), size * dW, dtype) for size in sizes]
+    shares[name] = [math.log10(size) for size in sizes], values
 show(
-    plot_losses({name: ([math.log10(s) for s in sizes], values) for name, values in shares.items()}, title="The smaller the update, the more of it merging loses",
-                xlabel="log10 of the update's norm relative to the weight's", ylabel="share lost", log=True),
-    alt="Share of the update lost in merging against its relative size, on logarithmic axes, for three number formats: bfloat16 loses most, then float16, float32 almost nothing.",
+    plot_losses(
+        shares, title="The smaller the update, the more of it merging loses", log=True,
+        xlabel="log10 of ‖ΔW‖ / ‖W0‖", ylabel="share of ΔW lost",
+    ),
+    alt="Share of the update lost in merging against its relative size, both on logarithmic "
+    "scales: bfloat16 loses most, then float16; float32 loses almost nothing.",
 )
-W = W.bfloat16().float()
-share = swallowed(W, 0.005 * delta, torch.bfloat16)
-lost.reveal("a" if share < 0.02 else "b" if share < 0.15 else "c" if share < 0.6 else "d", f"{share:.0%} of an update of 0.5 % is lost in bfloat16.")
+share = swallowed(W.bfloat16().float(), 0.005 * dW, torch.bfloat16)
+outcome = "a" if share < 0.02 else "b" if share < 0.15 else "c" if share < 0.6 else "d"
+lost.reveal(outcome, f"{share:.0%} of an update of 0.5 % is lost in bfloat16.")
 
 # %% [markdown]
 # ## What you have built

@@ -329,7 +329,7 @@ def _diagnose_gradients(evidence: list[Evidence]) -> Diagnosis | None:
 
 EXERCISE_3 = Exercise(
     id="2.3",
-    title="Who learns first?",
+    title="The two gradients",
     difficulty=3,
     minutes=6,
     points=3,
@@ -518,7 +518,7 @@ def _diagnose_layer(evidence: list[Evidence]) -> Diagnosis | None:
 
 EXERCISE_4 = Exercise(
     id="2.4",
-    title="The layer",
+    title="The module",
     difficulty=2,
     minutes=7,
     points=4,
@@ -751,7 +751,7 @@ def _diagnose_swallowed(evidence: list[Evidence]) -> Diagnosis | None:
 
 EXERCISE_6 = Exercise(
     id="2.6",
-    title="What merging swallows",
+    title="How much is lost?",
     difficulty=2,
     minutes=3,
     points=2,
