@@ -1,5 +1,6 @@
 """A script and its answers cross as bytes, and give the same answers in this process, after a round trip, and in another."""
 
+import json
 import subprocess
 import sys
 
@@ -105,8 +106,9 @@ def test_the_answers_are_those_of_torch():
     assert a["flags"][0].tolist() == [True, False] and a["flags"][1].tolist() == [3, 2**60] and a["flags"][3] == "text"
     assert a.dtypes["flags.1"] == "int64"
     np.testing.assert_array_equal(a["untouched"], E)
-    generator = torch.Generator().manual_seed(7)
-    np.testing.assert_array_equal(a["noise"], torch.randn(3, generator=generator).numpy())
+    torch.manual_seed(7)
+    nn.Linear(3, 4)                           # the probe's layer draws its random start first
+    np.testing.assert_array_equal(a["noise"], torch.randn(3).numpy())
 
     # training, by torch's own optimizer on functional_call
     extra = torch.tensor(E, requires_grad=True)
@@ -125,7 +127,8 @@ def test_the_answers_are_those_of_torch():
 def test_a_round_trip_changes_nothing():
     first, again = script(), Script.from_bytes(script().to_bytes())
     same(dict(first.inputs), dict(again.inputs))
-    assert first.dtypes == again.dtypes and first.operations == again.operations and first.seed == again.seed == 7
+    assert first.dtypes == again.dtypes and first.seed == again.seed == 7
+    assert json.dumps(first.operations) == json.dumps(again.operations)      # as text, for NaN is not equal to itself
     one, other = run_script(first, student()), run_script(again, student())
     same(dict(one), dict(other))
     back = Answers.from_bytes(one.to_bytes())

@@ -27,8 +27,8 @@ volume_knob()
 
 # %% [markdown]
 # Click a slider and use the arrow keys. At 0 you see the **pretrained** network, $W_0$; at 1 the
-# **adapter** is fully on. The network is $W_0 + \text{volume} \cdot \Delta W$: nothing is retrained
-# while you move it, $W_0$ is never touched, and the adapter was never shown a volume of 2.
+# **adapter** is fully on: $W_0 + \text{volume} \cdot \Delta W$. Nothing is retrained while you move
+# it. The italic adapter was trained on 0 to 4 alone; look at 5 to 9, and at a volume of 2.
 
 # %% [markdown]
 # ## Is this machine ready?

@@ -95,7 +95,7 @@ def means_of_ten(losses):
 
 
 def run(A, B, steps):
-    """Train A and B on turned digits. -> accuracy on upright ones at the start, losses"""
+    """Train A and B on turned digits. -> share of upright ones read before step 1, losses"""
     W, b = pretrained.weight.detach(), pretrained.bias.detach()
     x, y = upright.test
     kept = (lora_forward(x, W, b, A, B, 8, 4).argmax(1) == y).float().mean().item()
@@ -115,7 +115,7 @@ starts = {
     "A random, B zero": (torch.randn(4, 64) / 8, torch.zeros(10, 4)),
     "A zero, B random": (torch.zeros(4, 64), torch.randn(10, 4)),
     "both zero": (torch.zeros(4, 64), torch.zeros(10, 4)),
-    "both random": (torch.randn(4, 64) / 8, torch.randn(10, 4)),
+    "both random": (torch.randn(4, 64), torch.randn(10, 4)),
 }
 curves = {}
 for name, (A, B) in starts.items():

@@ -251,6 +251,7 @@ show(
     plot_spread(rows, percent=True, highlight="LoRA r=4", title="The old digits 0 to 4, afterwards", xlabel="test accuracy"),
     alt="Test accuracy on the old digits 0 to 4. Means: " + ", ".join(f"{name} {np.mean(v):.1%}" for name, v in rows.items()),
 )
+versus(kept, "LoRA r=4", "full fine-tuning")
 lost = np.mean(list(before.values())) - np.mean(kept["LoRA r=4"])
 guess_forget.reveal(
     "c" if np.mean(kept["LoRA r=4"]) <= 0.25 else "b" if lost >= 0.03 else "a",
@@ -258,7 +259,6 @@ guess_forget.reveal(
     f"{100 * (np.mean(list(before.values())) - np.mean(kept['full fine-tuning'])):.1f}). Switched off, "
     + ("every run is exactly where it was." if off == list(before.values()) else "it should be back exactly, and is not."),
 )
-versus(kept, "LoRA r=4", "full fine-tuning")
 
 # %% [markdown]
 # LoRA does not promise that nothing is forgotten; it gives forgetting a switch. (The learning rates were chosen for the
