@@ -52,6 +52,9 @@ EXTRAS = {"open": {"lab", "gpt2"}, "build": {"lab", "gpt2"}, "notebooks": {"lab"
 GB = 1e9  # bytes
 # Measured: the environment takes 1.8 GB with PyTorch's CPU build and 7 GB with CUDA; pip unpacks beside it for a while.
 NEEDED_CPU, NEEDED_CUDA = 2.5 * GB, 9 * GB  # bytes
+# Debian 12's Python brings pip 23.0. When a pin has no build for this Python, it searched for more than five minutes;
+# a newer pip names the pin within one.
+PIP = "pip>=24.1"
 WINDOWS = platform.system() == "Windows"
 
 
@@ -227,7 +230,7 @@ PROBLEMS = [  # the first pattern found in pip's output decides: specific causes
      r"ConnectTimeout|Read timed out|ReadTimeout|Network is unreachable|Connection refused|Connection aborted|"
      r"ConnectionResetError|Max retries exceeded|Could not fetch URL|IncompleteRead|nodename nor servname", NETWORK),
     (r"No matching distribution found for torch\b",
-     "There is no build of PyTorch {torch} for this Python and machine ({machine}): use a 64-bit Python 3.11 to 3.13, "
+     "There is no build of PyTorch {torch} for {machine}: use a 64-bit Python 3.11 to 3.13, "
      "or work in the browser with the Binder or Colab links in the README."),
     (r"WinError 5\b|WinError 32\b|Access is denied|being used by another process",
      "Another program is using the environment: close JupyterLab and editors that run in this folder, then run "
@@ -239,7 +242,8 @@ PROBLEMS = [  # the first pattern found in pip's output decides: specific causes
      "This Python cannot make environments: on Debian and Ubuntu run `sudo apt install python3-venv`, then start.py "
      "again."),
     (r"ResolutionImpossible|conflicting dependencies",
-     "The versions asked for exclude one another: leave out --unpinned, or say so in an issue if you did not use it."),
+     "The packages do not fit together on {machine}{pins}: use the newest release of Python 3.12 or 3.13; if that does "
+     "not help and you did not say --unpinned, open an issue with this line."),
 ]
 
 
@@ -247,8 +251,10 @@ def explain(output, code, doing):
     """Turn the output of a failed pip or venv into one sentence that says what to do."""
     for pattern, sentence in PROBLEMS:
         if re.search(pattern, output):
-            return sentence.format(torch=torch_pin(ROOT), machine=f"{platform.system()} {platform.machine()}, Python "
-                                   f"{platform.python_version()}") if "{torch}" in sentence else sentence
+            pins = sorted(set(re.findall(r"The user requested \(constraint\) (\S+)", output)))
+            return sentence.format(
+                torch=torch_pin(ROOT), machine=f"{platform.system()} {platform.machine()}, Python "
+                f"{platform.python_version()}", pins=f" ({', '.join(pins)} cannot be had)" if pins else "")
     if code in (-9, 137):
         return (f"{doing} was killed by the system, most likely for lack of memory (it needs about 1 GB): close other "
                 "programs or use a larger container, then run start.py again.")
@@ -457,6 +463,7 @@ def install(root, venv, stamp, key, extras, options):
         subprocess.run([str(venv_python(venv)), "-m", "pip", "uninstall", "-y", "torch"], capture_output=True,
                        env=child_environment())
     say("1 of 2: PyTorch")
+    run_pip(venv, [PIP], "Installing pip")
     index = install_torch(venv, options.unpinned, options.torch_index)
     say("2 of 2: JupyterLab and the other packages")
     pins = [] if options.unpinned else ["-c", "constraints.txt"]

@@ -42,7 +42,7 @@ def apply_lora(
     left as they are: 2
     trainable: 384 of 2,794 parameters (13.7 %)
     """
-    check_settings(r, alpha, dropout)
+    check_settings(r, alpha, dropout, adapter_dtype)
     present = lora_layers(model)
     if present:
         raise ValueError(
@@ -58,6 +58,8 @@ def apply_lora(
                 f"target {name!r} is a {type(module).__name__}; LoRA is available for Linear layers. "
                 "Name the linear layers inside it, or use target_modules='all-linear'"
             )
+    _refuse_bypassed(model, targets)
+    _refuse_half(model, targets)
     if not allow_tied:
         _refuse_tied(model, targets)
     # The layer is built before the tree is touched; a layer that stands in several places stays one layer.
@@ -88,7 +90,11 @@ def find_targets(model: nn.Module, target_modules: str | Iterable[str]) -> dict[
     if isinstance(target_modules, str):
         if target_modules == "all-linear":
             head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-            found = {n: m for n, m in modules.items() if isinstance(m, nn.Linear) and m is not head}
+            found = {
+                n: m for n, m in modules.items()
+                if isinstance(m, nn.Linear) and m is not head
+                and not isinstance(model.get_submodule(n.rpartition(".")[0]), nn.MultiheadAttention)
+            }
         else:
             try:
                 pattern = re.compile(target_modules)
@@ -226,6 +232,25 @@ def _inside_lora(model: nn.Module, name: str) -> bool:
     """True for the modules that a LoRA layer owns (its base layer, its dropout): they are no targets."""
     parts = name.split(".")
     return any(isinstance(model.get_submodule(".".join(parts[:k])), LoRALayer) for k in range(len(parts)))
+
+
+def _refuse_bypassed(model: nn.Module, targets: dict[str, nn.Module]) -> None:
+    """nn.MultiheadAttention hands its weights to one function; its out_proj is never called, so an adapter would sit idle."""
+    for name in targets:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            raise TypeError(
+                f"target {name!r} belongs to an nn.MultiheadAttention, which reads its weight and never calls the layer: "
+                "an adapter there would have no effect. Leave it out of target_modules"
+            )
+
+
+def _refuse_half(model: nn.Module, targets: dict[str, nn.Module]) -> None:
+    """One layer under two names, of which only one is a target: merging would change what the other name computes."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        twin = next((n for n, m in targets.items() if m is module), None)
+        if twin is not None and name not in targets:
+            raise ValueError(f"target {twin!r} is the same layer as {name!r}; name both, or neither")
 
 
 def _refuse_tied(model: nn.Module, targets: dict[str, nn.Module]) -> None:

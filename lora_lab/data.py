@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ def digits(classes: Iterable[int] = range(10), rotation: float = 0.0, seed: int 
     classes = list(classes)
     if not classes or not set(classes) <= set(range(10)):
         raise ValueError(f"classes are digits 0 to 9, at least one; found {classes}")
+    if not math.isfinite(rotation):
+        raise ValueError(f"rotation is a number of degrees; found {rotation}")
     bunch = load_digits()
     images, labels = bunch.images / 16.0, bunch.target
     rest, test = train_test_split(range(len(labels)), test_size=0.25, stratify=labels, random_state=seed)
@@ -58,7 +61,7 @@ def _rotated(images, degrees: float):
         return np.ascontiguousarray(np.rot90(images, int(quarter) % 4, axes=(1, 2)))
     from scipy.ndimage import rotate  # comes with scikit-learn
 
-    return rotate(images, degrees, axes=(2, 1), reshape=False, order=1)
+    return rotate(images, degrees, axes=(2, 1), reshape=False, order=1, mode="grid-constant")
 
 
 class Batches:

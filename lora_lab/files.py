@@ -64,7 +64,18 @@ def fetch(url: str, sha256: str, folder: str | os.PathLike | None = None, retrie
     import requests
 
     folder = Path(folder) if folder is not None else cache_folder()
-    name = url.rpartition("/")[2] or "download"
+    name = url.partition("?")[0].rpartition("/")[2] or "download"
+    http = pooch.HTTPDownloader(timeout=30)
+
+    def download(url, output, stock):
+        try:
+            http(url, output, stock)
+        except requests.HTTPError as error:
+            status = error.response.status_code
+            if status < 500 and status not in (408, 429):  # pooch would ask again; "not found" stays not found
+                raise FetchError(f"{url} answered {status}. A copy placed at {target} is used without the network") from error
+            raise
+
     known = f"sha256:{sha256}"
     target = folder / name
     if target.exists() and pooch.file_hash(str(target)) == sha256.lower():
@@ -76,7 +87,7 @@ def fetch(url: str, sha256: str, folder: str | os.PathLike | None = None, retrie
         stock = pooch.create(
             path=folder, base_url="", registry={name: known}, urls={name: url}, retry_if_failed=retries
         )
-        return Path(stock.fetch(name, downloader=pooch.HTTPDownloader(timeout=30)))
+        return Path(stock.fetch(name, downloader=download))
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else "an error"
         advice = (

@@ -40,7 +40,7 @@ class LoRALayer(nn.Module):
             raise TypeError(
                 "this layer already carries a LoRA adapter; remove it first (remove_lora), or train the one it has"
             )
-        check_settings(r, alpha, dropout)
+        check_settings(r, alpha, dropout, adapter_dtype)
         super().__init__()
         weight = base_layer.weight
         self.base_layer = base_layer.requires_grad_(False)
@@ -55,6 +55,9 @@ class LoRALayer(nn.Module):
         # A buffer, so that .to(device) moves it; not persistent, so that files never see it.
         self.register_buffer("_unmerged_weight", None, persistent=False)
         self.swallowed = 0.0
+        # nn.TransformerEncoderLayer's fast path in eval mode reads .weight and never calls this layer; a hook on any
+        # layer inside it turns that path off.
+        self.register_forward_pre_hook(_be_called)
         self.reset_lora()
 
     def reset_lora(self) -> None:
@@ -74,7 +77,7 @@ class LoRALayer(nn.Module):
     @alpha.setter
     def alpha(self, value: float) -> None:
         self._refuse_while_merged("changing alpha")
-        check_settings(self.r, value, 0.0)
+        check_settings(self.r, value)
         self._alpha = float(value)
 
     @property
@@ -170,9 +173,10 @@ class LoRALayer(nn.Module):
         lost = torch.linalg.vector_norm(merged.to(exact) - weight.to(exact) - delta).item()
         return merged, lost / norm if norm > 0 else 0.0
 
-    def _versions(self) -> tuple[int, int, int]:
+    def _versions(self) -> tuple[tuple[int, int], ...]:
         """torch counts in-place edits of a tensor; equal counts mean that nobody wrote to it."""
-        return self.lora_A._version, self.lora_B._version, self.base_layer.weight._version
+        # With the tensor's identity: a parameter that was replaced may have the same count.
+        return tuple((id(t), t._version) for t in (self.lora_A, self.lora_B, self.base_layer.weight))
 
     def _refuse_while_merged(self, what: str) -> None:
         if getattr(self, "_unmerged_weight", None) is not None:
@@ -232,8 +236,12 @@ class LoRALinear(LoRALayer):
         return torch.addmm(y.reshape(-1, self.out_features), *update, alpha=self.scaling).view(y.shape)
 
 
-def check_settings(r: int, alpha: float, dropout: float) -> None:
-    """Raise TypeError or ValueError unless r is an int >= 1, alpha a finite number and 0 <= dropout < 1."""
+def _be_called(module, inputs):
+    """A hook that does nothing."""
+
+
+def check_settings(r: int, alpha: float, dropout: float = 0.0, adapter_dtype: torch.dtype | None = None) -> None:
+    """Raise TypeError or ValueError unless r is an int >= 1, alpha finite, 0 <= dropout < 1, the dtype a floating one."""
     if isinstance(r, bool) or not isinstance(r, numbers.Integral):
         raise TypeError(f"r counts the columns of B and the rows of A, so it is an int; found {r!r}")
     if r < 1:
@@ -242,3 +250,5 @@ def check_settings(r: int, alpha: float, dropout: float) -> None:
         raise ValueError(f"alpha must be a finite number; found {alpha!r}")
     if not isinstance(dropout, numbers.Real) or not 0 <= dropout < 1:
         raise ValueError(f"dropout is a probability, 0 <= dropout < 1; found {dropout!r}")
+    if adapter_dtype is not None and not adapter_dtype.is_floating_point:
+        raise TypeError(f"A and B are trained, so adapter_dtype is a floating-point type; found {adapter_dtype}")

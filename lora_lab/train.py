@@ -103,13 +103,14 @@ def train(
 def _run(model, batches, steps, lr, settings, clip, loss, device, seed, progress, checkpoint, checkpoint_every):
     model.to(device)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    buffers = dict(model.named_buffers())
     lr_at = lr if callable(lr) else lambda step: lr
     optimizer = OPTIMIZERS[settings["optimizer"]](list(named.values()), lr_at(0), settings["weight_decay"])
     if seed is not None:
         torch.manual_seed(seed)
     start = 0
     if checkpoint is not None and os.path.exists(checkpoint):
-        start = _load_checkpoint(checkpoint, named, optimizer, settings)
+        start = _load_checkpoint(checkpoint, named, optimizer, settings, buffers)
     stream = _batches_from(batches, start)
     bar = None
     if progress:
@@ -123,6 +124,8 @@ def _run(model, batches, steps, lr, settings, clip, loss, device, seed, progress
             for step in range(start, steps):
                 began = time.perf_counter()
                 rate = float(lr_at(step))
+                if not (math.isfinite(rate) and rate >= 0):
+                    raise ValueError(f"step {step + 1}: lr must be a finite number, 0 or more; the function gave {rate}")
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 batch = _to(next(stream), device)
@@ -136,7 +139,7 @@ def _run(model, batches, steps, lr, settings, clip, loss, device, seed, progress
                 optimizer.step()
                 elapsed = time.perf_counter() - began
                 if checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps):
-                    _save_checkpoint(checkpoint, named, optimizer, step + 1, settings)
+                    _save_checkpoint(checkpoint, named, optimizer, step + 1, settings, buffers)
                     last_saved = step + 1
                 if bar is not None:
                     bar.set_postfix(loss=f"{number:.4g}", refresh=False)
@@ -167,7 +170,8 @@ def evaluate(model: nn.Module, batches: Iterable, device: str | torch.device = "
     right = total = 0
     with _modes_restored(model), torch.no_grad():
         model.eval()
-        for x, y in batches:
+        # Batches goes round for ever; one epoch is every sample once.
+        for x, y in islice(batches, getattr(batches, "per_epoch", None)):
             right += (model(x.to(device)).argmax(-1) == y.to(device)).sum().item()
             total += y.numel()
     if total == 0:
@@ -224,13 +228,14 @@ def _samples(batch) -> int:
     return len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0])
 
 
-def _save_checkpoint(path, named, optimizer, step, settings) -> None:
+def _save_checkpoint(path, named, optimizer, step, settings, buffers) -> None:
     """Trained tensors, optimizer state and random state in one safetensors file; numbers go into its header as JSON."""
     from safetensors.torch import save_file
 
     tensors, numbers = {"rng/cpu": torch.get_rng_state()}, {}
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"buffer/{n}": b for n, b in buffers.items()}  # running statistics of norms
     for name, parameter in named.items():
         tensors[f"parameter/{name}"] = parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -243,7 +248,7 @@ def _save_checkpoint(path, named, optimizer, step, settings) -> None:
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, metadata=header)
 
 
-def _load_checkpoint(path, named, optimizer, settings) -> int:
+def _load_checkpoint(path, named, optimizer, settings, buffers) -> int:
     """Put a checkpoint into the model and the optimizer and return its step. Raises ValueError, before any change, if it does not fit."""
     from safetensors import SafetensorError, safe_open
 
@@ -256,8 +261,8 @@ def _load_checkpoint(path, named, optimizer, settings) -> int:
         raise ValueError(
             f"{path} is not a whole training checkpoint ({type(error).__name__}: {error}). Delete it to start again from step 0"
         ) from error
-    shapes = {k.removeprefix("parameter/"): tuple(t.shape) for k, t in tensors.items() if k.startswith("parameter/")}
-    wanted = {name: tuple(p.shape) for name, p in named.items()}
+    shapes = {k: tuple(t.shape) for k, t in tensors.items() if k.startswith(("parameter/", "buffer/"))}
+    wanted = {f"parameter/{n}": tuple(p.shape) for n, p in named.items()} | {f"buffer/{n}": tuple(b.shape) for n, b in buffers.items()}
     if shapes != wanted or found != settings:
         differing = sorted(set(shapes.items()) ^ set(wanted.items()))[:6]
         raise ValueError(
@@ -266,6 +271,8 @@ def _load_checkpoint(path, named, optimizer, settings) -> int:
             + ". Give this run its own checkpoint file"
         )
     with torch.no_grad():
+        for name, buffer in buffers.items():
+            buffer.copy_(tensors[f"buffer/{name}"])
         for name, parameter in named.items():
             parameter.copy_(tensors[f"parameter/{name}"])
             state = {k.rpartition("/")[2]: v for k, v in chain(tensors.items(), numbers.items()) if k.startswith(f"state/{name}/")}

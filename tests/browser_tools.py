@@ -9,9 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
+
+from lora_lab.course.builder import notebook_text
 
 TOKEN = "browser-test"  # the server listens on this machine alone and lives for a minute
 PATIENCE = 60  # seconds for one step: a kernel that imports torch on a busy machine takes 20
@@ -65,7 +66,7 @@ class Server:
         # Another process may take that port before the server does: then it tries others, and says which one it got.
         command = [
             sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-            "--ServerApp.port_retries=50", f"--ServerApp.root_dir={self.work}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            "--ServerApp.port_retries=50", f"--ServerApp.root_dir={self.work}",
         ]  # fmt: skip
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
@@ -106,7 +107,8 @@ class Server:
                 pass
 
     def address(self, notebook: str) -> str:
-        return f"http://127.0.0.1:{self.port}/lab/tree/{notebook}?token={TOKEN}"
+        # A workspace of its own: in the common one JupyterLab would open the notebooks of earlier tests again.
+        return f"http://127.0.0.1:{self.port}/lab/workspaces/{Path(notebook).stem}/tree/{notebook}?token={TOKEN}"
 
 
 class Student:
@@ -114,9 +116,7 @@ class Student:
 
     def __init__(self, browser, server: Server, built, shots: Path):
         """built: the notebook; shots: folder for pictures of the page."""
-        self.file = server.work / f"{built.metadata.lora_lab.lab}.ipynb"
-        from lora_lab.course.builder import notebook_text
-
+        self.built, self.file = built, server.work / f"{built.metadata.lora_lab.lab}.ipynb"
         self.file.write_text(notebook_text(built), encoding="utf-8")
         self.ids = [cell.id for cell in built.cells]
         self.shots, self.complaints = shots, []
@@ -124,11 +124,16 @@ class Student:
         self.page.set_default_timeout(1000 * PATIENCE)
         self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto(server.address(self.file.name))
-        wait_for(lambda: self.page.locator(".jp-Notebook .jp-Cell").count() == len(self.ids), "all cells of the notebook")
-        self.wait_until_idle()
+        self.address = server.address(self.file.name)
 
     def __enter__(self):
+        try:
+            self.page.goto(self.address)
+            wait_for(lambda: self.page.locator(".jp-Notebook .jp-Cell").count() == len(self.ids), "all cells of the notebook")
+            self.wait_until_idle()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(self, kind, error, trace):
@@ -158,9 +163,7 @@ class Student:
         prompt.click()
         before = prompt.inner_text()
         self.page.keyboard.press("Control+Enter")
-        wait_for(
-            lambda: (now := prompt.inner_text()) != before and re.fullmatch(r"\[\d+\]:", now.strip()), f"cell {name} to run"
-        )
+        wait_for(lambda: (now := prompt.inner_text()) != before and re.fullmatch(r"\[\d+\]:", now.strip()), f"cell {name} to run")
         return self.output(name)
 
     def retype_last_line(self, name: str, text: str) -> None:
@@ -172,14 +175,15 @@ class Student:
 
     def menu(self, *path: str) -> None:
         """Click through JupyterLab's menus."""
-        self.page.get_by_role("menubar").get_by_role("menuitem", name=path[0], exact=True).click()
+        self.page.locator(".lm-MenuBar-itemLabel").get_by_text(path[0], exact=True).click()
         for name in path[1:]:
-            self.page.locator(".lm-Menu").get_by_role("menuitem", name=name, exact=True).click()
+            self.page.locator(".lm-Menu-itemLabel").get_by_text(name, exact=True).click()
 
     def restart_and_clear(self) -> None:
         self.menu("Kernel", "Restart Kernel and Clear Outputs of All Cells…")
-        self.page.get_by_role("dialog").get_by_role("button", name="Confirm Kernel Restart").click()
-        self.page.get_by_role("dialog").wait_for(state="detached")
+        dialog = self.page.locator("dialog.jp-Dialog")
+        dialog.locator("button.jp-mod-accept").click()
+        dialog.wait_for(state="detached")
         wait_for(lambda: not self.page.locator(".jp-OutputArea-output").count(), "the outputs to be cleared")
         self.wait_until_idle()
 

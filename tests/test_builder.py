@@ -13,7 +13,15 @@ import pytest
 from nbgrader.nbgraderformat.v3 import MetadataValidatorV3
 
 from lora_lab.course import builder
-from lora_lab.course.builder import BuildError, answer_lines, build_all, build_lab, notebook_text, worked_in
+from lora_lab.course.builder import (
+    BuildError,
+    answer_lines,
+    build_all,
+    build_lab,
+    notebook_text,
+    run_notebook,
+    worked_in,
+)
 
 SAMPLE = Path(__file__).parent / "sample_lab" / "01_sample.py"
 TEXT = SAMPLE.read_text(encoding="utf-8")
@@ -291,6 +299,16 @@ def test_what_the_stub_shows_is_no_answer_line(tmp_path):
     text = text.replace("        return x\n", shown + "        return x\n")
     path = write(tmp_path, text)
     assert "print('visible here')" not in answer_lines(path)
+
+
+@pytest.mark.notebook
+def test_running_leaves_the_notebook_and_the_environment_alone(tmp_path):
+    student = make(tmp_path).student
+    before, environment = notebook_text(student), dict(os.environ)
+    run = run_notebook(student, cwd=tmp_path)
+    assert notebook_text(student) == before and dict(os.environ) == environment
+    assert json.loads((tmp_path / "where.json").read_text()) == {"fast": False, "seed": 0}  # the notebook's own values
+    assert all(cell.execution_count for cell in run.notebook.cells if cell.cell_type == "code")
 
 
 # -- what it refuses

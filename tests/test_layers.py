@@ -233,6 +233,12 @@ def test_delta_weight_is_scaling_times_b_times_a(r, dtype):
     _, _, a, b = parts(layer)
     bound = (r + 4) * torch.finfo(dtype).eps * abs(ALPHA / r) * (b.abs() @ a.abs())
     assert_within(layer.delta_weight(), ((ALPHA / r * b @ a).detach(), bound.detach()), "delta_weight")
+    if dtype == torch.float64:  # what is written in terms of ΔW can be trained: it carries gradients to both factors
+        g = data(D_OUT, seed=5)
+        da, db = torch.autograd.grad(layer.delta_weight(), (layer.lora_A, layer.lora_B), g)
+        # 1e-12: some 1e4 roundings, for sums of at most 17 terms of size 1
+        torch.testing.assert_close(da, ALPHA / r * b.detach().T @ g, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(db, ALPHA / r * g @ a.detach().T, rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -562,7 +568,8 @@ EDITS = {
 def test_an_edit_while_merged_raises_or_takes_effect(what, look):
     """Whoever edits either reads an error that speaks of merging, or gets what they asked for, merged and unmerged.
 
-    With `look` the merged layer computes once before it is unmerged, without it that chance to notice is missed. torch does not count edits through `.data`, so those of A and B need to show only once the layer is unmerged.
+    With `look` the merged layer computes once before it is unmerged; without, that chance to notice is missed.
+    torch does not count edits through `.data`, so those of A and B need to show only once the layer is unmerged.
     """
     x = data(4)
     control = make()
@@ -656,11 +663,12 @@ def test_disabled_while_merged_is_the_base_or_an_error():
 # ---- the machinery around a layer -----------------------------------------------------------------------------------
 
 
-def test_autocast():
+@pytest.mark.parametrize("arrives_as", [torch.float32, torch.bfloat16])  # the second from an earlier layer under autocast
+def test_autocast(arrives_as):
     layer = make(dtype=torch.float32)
-    x, grad = data(4, dtype=torch.float32), data(4, d_in=D_OUT, dtype=torch.float32, seed=3)
+    x, grad = data(4, dtype=arrives_as).float(), data(4, d_in=D_OUT, dtype=torch.float32, seed=3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = layer(x)
+        out = layer(x.to(arrives_as))
     assert out.dtype == torch.bfloat16
     grads = torch.autograd.grad(out, (layer.lora_A, layer.lora_B), grad.bfloat16())
     assert all(g.dtype == torch.float32 for g in grads)

@@ -46,7 +46,10 @@ def fake(start, monkeypatch, tmp_path):
         (path / "pyvenv.cfg").touch()
 
     def run_pip(path, arguments, doing):
-        state.calls.append(list(arguments))
+        if arguments != [start.PIP]:
+            state.calls.append(list(arguments))
+        else:
+            assert not state.calls or "-e" in state.calls[-1]  # a usable pip comes before what it installs
         state.pip(arguments)
 
     monkeypatch.setattr(start, "make_venv", make)
@@ -86,6 +89,7 @@ def test_arguments(start, capsys, monkeypatch):
     options = start.parse(["--port", "9000", "--torch-index", "https://x/whl", "--no-browser"])
     assert (options.port, options.torch_index, options.no_browser) == (9000, "https://x/whl", True)
     assert start.parse(["test", "-x", "tests/test_a.py", "-k", "b"]).rest == ["-x", "tests/test_a.py", "-k", "b"]
+    assert start.parse(["test", "--tor", "short"]).rest == ["--tor", "short"]  # pytest may have one that begins like ours
     monkeypatch.setenv("LORA_LAB_UNPINNED", "1")
     assert start.parse([]).unpinned
     for wrong in (["--prot", "1"], ["clean"], ["--port", "70000"], ["--port", "x"]):
@@ -117,6 +121,8 @@ def test_arguments(start, capsys, monkeypatch):
     ("HINT: This error might have occurred since this system does not have Windows Long Path support enabled.", "short"),
     ("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/x'", "home folder"),
     ("The virtual environment was not created successfully because ensurepip is not available.", "python3-venv"),
+    ("    beautifulsoup4 4.15.0 depends on soupsieve>=1.6.1\n    The user requested (constraint) soupsieve==4.1.2\n"
+     "ERROR: ResolutionImpossible: for help visit https://pip", "(soupsieve==4.1.2 cannot be had): use the newest"),
     ("Collecting a\nERROR: something quite new\n  its detail", "Installing failed: ERROR: something quite new"),
     ("", "Installing failed: no message"),
 ])
@@ -263,6 +269,10 @@ def test_more_extras_are_added_and_fewer_keep_them(fake, tmp_path):
     fake.set_up()
     fake.set_up("test")
     assert fake.calls == []
+    with (tmp_path / "pyproject.toml").open("a") as file:
+        file.write("# another version of the lab\n")
+    fake.set_up()
+    assert fake.calls[-1][1] == ".[dev,gpt2,lab]"  # who has tested once will again
 
 
 @pytest.mark.parametrize("change", ["pyproject.toml", "constraints.txt", "version", "unpinned", "stamp"])

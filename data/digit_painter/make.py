@@ -1,6 +1,7 @@
 """Train the digit painter and its two adapters, and measure them: python data/digit_painter/make.py
 
-Writes lora_lab/assets/digit_painter/, the table of README.md beside this file, and docs/img/volume_strip*.png. One seed, one thread, under a minute.
+Writes lora_lab/assets/digit_painter/, the table of README.md beside this file, and docs/img/volume_strip*.png.
+One seed, one thread, under a minute.
 """
 
 import json

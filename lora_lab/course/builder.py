@@ -7,7 +7,6 @@ breaks a rule of the house. It lists everything that is wrong with a lab at once
 """
 
 import ast
-import copy
 import hashlib
 import json
 import os
@@ -360,8 +359,7 @@ def _parse(code: str) -> ast.Module | None:
     if foreign:  # %%time and its like hold Python below their first line
         code = re.sub(r"^%%.*", "#", code, count=1, flags=re.MULTILINE)
     try:
-        plain = TransformerManager().transform_cell(code)
-        return compile(plain, "cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        return ast.parse(TransformerManager().transform_cell(code))
     except SyntaxError:
         if foreign:
             return None
@@ -756,7 +754,7 @@ def run_notebook(
     started = time.perf_counter()
     with _environment(LORA_LAB_HEADLESS="1"):
         result = papermill.execute_notebook(
-            copy.deepcopy(notebook),  # papermill works in place
+            notebook,
             None if out is None else str(Path(out).resolve()),  # it changes the working directory
             parameters=dict(parameters or {}),
             kernel_name="python3",

@@ -5,8 +5,8 @@ excepted). It leaves random states, default dtype, grad mode, numpy's random sta
 
 The time limit: a watchdog thread asks Python to raise in the running thread (PyThreadState_SetAsyncExc); that works in
 any thread on every platform, between two bytecodes. A bare `except:` in a loop would swallow it each time, so the
-exception, once made, also sets a trace function that raises at the next lines of the student's code, until all of it
-has been left. On POSIX in the main thread an alarm signal helps, which also ends a `time.sleep`. A single long call
+exception, once made or swallowed, also sets a trace function that raises at the next line of the student's code, until
+all of it has been left. On POSIX in the main thread an alarm signal helps, which also ends a `time.sleep`. A single long call
 into C elsewhere (a sleep in another thread, one giant matrix product) ends only when it returns.
 """
 
@@ -48,12 +48,14 @@ LARGEST = 20_000_000      # numbers in one answer: 160 MB in float64, more than 
 class TimeLimit(BaseException):
     """Raised inside student code when its time is up. Not an Exception, so that `except Exception` lets it through."""
 
+    # Python makes the object in the thread where it raises it, and lets go of it there when an `except:` has swallowed
+    # it: the two moments at which that thread can be told to go on raising.
     def __init__(self):
         super().__init__()
-        # Python makes the object in the thread where it raises it: the one place from where that thread can be traced.
-        guard = _guards.get(threading.get_ident())
-        if guard is not None:
-            guard.insist(sys._getframe(1))
+        _insist(sys._getframe(1))
+
+    def __del__(self):
+        _insist(sys._getframe(1))
 
 
 class ProbeError(Exception):
@@ -444,6 +446,12 @@ def _call_with_limit(function: Callable[[], None], seconds: float) -> BaseExcept
 _guards: dict[int, _Guard] = {}        # by thread
 
 
+def _insist(frame) -> None:
+    guard = _guards.get(threading.get_ident()) if _guards else None
+    if guard is not None:
+        guard.insist(frame)
+
+
 class _Guard:
     """Raises TimeLimit in the current thread once `seconds` are over, every AGAIN seconds until stopped."""
 
@@ -494,8 +502,7 @@ class _Guard:
             return None
         if event not in ("line", "call"):
             return self._again
-        self._fire()      # Python drops a trace function that raises: the next exception will set it again
-        raise TimeLimit
+        raise TimeLimit       # Python drops a trace function that raises; this exception, once swallowed, sets it again
 
     def stop(self):
         """Each step may be struck by a last TimeLimit, so each is tried until it has gone through."""

@@ -134,12 +134,12 @@ def adapter_size(d_in: int, d_out: int, r: int) -> int:
 check("0.1", adapter_size)
 
 # %% [markdown]
-# Stuck? `hint("0.1")` gives a nudge; run the cell again for a bigger one. Hints are noted, not
+# Stuck? `hint("0.1")` gives a nudge, and a bigger one when you run it again. Hints are noted, not
 # punished. `use` then hands you your own function if it passed and the lab's otherwise, so that
 # nothing below ever waits for an exercise.
 
 # %%
-hint("0.1")
+# hint("0.1")  # remove the first # and run the cell
 
 # %%
 adapter_size = use("0.1", adapter_size)

@@ -26,6 +26,12 @@ from lora_lab.course import check, hint, predict, progress, use
 from lora_lab.view import plot_images, plot_losses, plot_matrices, show
 
 torch.set_num_threads(1)  # these matrices are tiny: threads would only wait for each other
+
+# %% [markdown]
+# Our pretrained layer reads handwritten digits: 64 pixels in, 10 scores out, and each row of $W_0$
+# is a stencil. We will teach it digits turned by 90 degrees **without touching these stencils**.
+
+# %%
 upright, turned = digits(seed=seed), digits(rotation=90, seed=seed)
 pretrained = nn.Linear(64, 10)
 nn.init.zeros_(pretrained.weight)
@@ -41,21 +47,23 @@ show(
     "speaks for the digit, dark where it speaks against it.",
 )
 
+# %% [markdown]
+# How can a frozen matrix learn? Something is added to it. That something is as large as $W_0$, but
+# made of two thin matrices:
+
+# %%
 torch.manual_seed(seed)
 W0, B, A = torch.randn(11, 7), torch.randn(11, 3), torch.randn(3, 7)
 show(
     plot_matrices(
         [("W0", W0), "+ 5/3 ·", ("B", B), "·", ("A", A), "=", ("W", W0 + 5 / 3 * B @ A)],
-        title="An update as large as W0, made of two thin factors",
+        title="W = W0 + (alpha / r) B A, with r = 3 and alpha = 5",
     ),
     alt="Heat maps: W0 with 11 rows and 7 columns, plus 5/3 times B, 11 by 3, times A, "
     "3 by 7, equals W, 11 by 7.",
 )
 
 # %% [markdown]
-# Above, our pretrained layer: each row of $W_0$ is a stencil for upright digits. We will teach it turned
-# digits **without touching these stencils**. Below, the idea on a small matrix.
-#
 # ## Forward
 #
 # $$h = W_0 x + b + \frac{\alpha}{r} B A x$$
@@ -77,18 +85,21 @@ def lora_forward(x, W, b, A, B, alpha: float, r: int):
 # %% check="2.1"
 check("2.1", lora_forward)
 
+# %%
+lora_forward = use("2.1", lora_forward)
+
 # %% [markdown]
+# If yours is not ready, `use` goes on with the lab's own. `hint("2.1")` helps with the first step.
+#
 # ## Where to start
 #
-# $A$ and $B$ need first values. Four ways come to mind: one of them random, or none, or both. Commit yourself before you run them.
+# $A$ and $B$ need first values: A random, or B, or both, or neither. Commit yourself before you run
+# all four.
 
 # %%
 both_zero = predict("2.A", ...)
 
 # %%
-lora_forward = use("2.1", lora_forward)
-
-
 def means_of_ten(losses):
     steps = range(9, len(losses), 10)
     return list(steps), [sum(losses[k - 9 : k + 1]) / 10 for k in steps]
@@ -126,19 +137,19 @@ show(
         {name: means_of_ten(losses) for name, losses in curves.items()},
         title="Learning turned digits from four starts", ylabel="loss (nats)", log=True,
     ),
-    alt="Training loss on a logarithmic axis for four starts. With both factors zero it stays "
-    "flat near ten; the other three fall together.",
+    alt="Training loss on a logarithmic axis, four curves: A random and B zero, the reverse, "
+    "both zero, both random.",
 )
 first, last = curves["both zero"][0], curves["both zero"][-1]
 both_zero.reveal(
-    "a" if last < 0.5 * first else "b", f"From {first:.2f} at the first step to {last:.2f} at the "
-    "last; what difference there is comes from the batches, for the weights have not moved.",
+    "a" if last < 0.5 * first else "b",
+    f"{first:.2f} at the first step, {last:.2f} at the last; batches differ a little.",
 )
 
 # %% [markdown]
 # Three starts learn, but "both random" damages what the layer knew before training begins. The
 # paper's choice keeps it: with $B = 0$, $\Delta W$ is exactly zero, and a random $A$ lets $B$
-# learn. Entries of about $1/\sqrt{d_\text{in}}$ make $Ax$ as large as the entries of $x$.
+# learn. Entries of about $1/\sqrt{d_\text{in}}$ (bound or deviation) make $Ax$ as large as $x$.
 
 # %% exercise="2.2"
 def init_factors(d_in: int, d_out: int, r: int):
@@ -156,7 +167,7 @@ check("2.2", init_factors)
 #
 # With $g = \partial L / \partial h$, one row per sample, the chain rule through
 # $h = \dots + \frac{\alpha}{r} B A x$ gives both gradients. Write them down without autograd, and
-# you will see why two zeros never learn.
+# see why two zeros never learn. (Try $z = Ax$, $h = \frac{\alpha}{r}Bz$; a gradient has its tensor's shape.)
 
 # %% exercise="2.3"
 def factor_gradients(x, g, A, B, alpha: float, r: int):
@@ -213,7 +224,8 @@ count = predict("2.B", ...)
 class MyLoRALinear(nn.Module):
     """y = base(x) + (alpha / r) B A x
 
-    base_layer: the layer given, frozen; lora_A (r, d_in), random; lora_B (d_out, r), zero
+    base_layer: the layer given, frozen; lora_A (r, d_in), random, lora_B (d_out, r), zero,
+    both nn.Parameter; self.r and self.alpha, which exercise 2.5 will need
     """
 
     def __init__(self, base: nn.Linear, r: int, alpha: float):
@@ -240,9 +252,10 @@ print("as it should be:        ", count_parameters(layer))
 layer.base_layer.bias.requires_grad_(True)
 slip = count_parameters(layer)
 print("with the bias forgotten:", slip)
+own = slip.trainable - layer.base_layer.bias.numel()
 count.reveal(
-    slip.trainable, "The bias adds ten. It trains, and an adapter's file holds A and B alone: "
-    "loaded elsewhere, the model would differ from the one you trained.",
+    slip.trainable, f"{slip.trainable - own} more than the adapter's own {own}. An adapter's file "
+    "holds A and B alone: loaded elsewhere, the model would differ from the one you trained.",
 )
 
 # %%
@@ -273,7 +286,7 @@ with torch.no_grad():
 # ## Merge
 #
 # For serving, $W_0 + \frac{\alpha}{r}BA$ is written into the weight: no detour, no extra time.
-# To take it out again, what must you keep?
+# To take it out again, what must you keep? (`super().forward(x)` is the forward of 2.4.)
 
 # %% exercise="2.5"
 class MergeableLoRA(MyLoRALinear):
@@ -282,7 +295,9 @@ class MergeableLoRA(MyLoRALinear):
     Doing either twice changes nothing more, and forward gives the same output throughout.
     """
 
-    original = None  # W0, while merged
+    def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
+        self.original = None  # W0, while merged
 
     @torch.no_grad()
     def merge(self):

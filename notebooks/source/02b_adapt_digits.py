@@ -60,16 +60,28 @@ def pretrained(split, classes, seed):
 
 angles = list(range(-60, 61, 15))  # negative: clockwise, leaning to the right
 upright = pretrained(digits(seed=seed), 10, seed)
-by_angle = [evaluate(upright, [digits(rotation=angle, seed=seed).test], device) for angle in angles]
-one = [digits(rotation=angle, seed=seed).test[0][5].reshape(8, 8) for angle in angles]
+turned = [digits(rotation=angle, seed=seed).test for angle in angles]
+by_angle = [evaluate(upright, [test], device) for test in turned]
+threes = [x[y == 3][0] for x, y in turned]
 show(
-    plot_images(one, labels=[f"{angle}°" for angle in angles], title="One digit, leaning right and left"),
-    alt="One handwritten digit turned in steps of 15 degrees, from 60 degrees clockwise over upright to 60 degrees counter-clockwise.",
+    plot_images(
+        [pixels.reshape(8, 8) for pixels in threes],
+        labels=[f"{angle}°" for angle in angles],
+        title="One handwritten 3, leaning right and left",
+        cell=0.75,
+    ),
+    alt="A handwritten 3, turned in steps of 15 degrees from 60 degrees clockwise "
+    "over upright to 60 degrees counter-clockwise.",
 )
 show(
-    plot_losses({"frozen base": (angles, by_angle)}, xlabel="degrees", ylabel="test accuracy", title="Who only saw upright digits"),
-    alt="Test accuracy of the network trained on upright digits, by angle: "
-    + ", ".join(f"{angle} degrees {value:.0%}" for angle, value in zip(angles, by_angle, strict=True)),
+    plot_losses(
+        {"frozen base": (angles, by_angle)},
+        title="A network that only saw upright digits",
+        xlabel="degrees",
+        ylabel="test accuracy",
+    ),
+    alt="Test accuracy by angle: "
+    + ", ".join(f"{angle}° {value:.0%}" for angle, value in zip(angles, by_angle, strict=True)),
 )
 
 # %% [markdown]
@@ -112,9 +124,11 @@ check("2b.1", add_lora)
 # %%
 add_lora = use("2b.1", add_lora)
 HIDDEN = ["body.0", "body.2"]
-LEARNING_RATES = {"probe": (0.01, 0.03, 0.1), "LoRA": (0.003, 0.01, 0.03), "full": (0.001, 0.003, 0.01)}
-if fast:
-    LEARNING_RATES = {"probe": (0.03,), "LoRA": (0.01,), "full": (0.01,)}
+LEARNING_RATES = {
+    "probe": (0.03,) if fast else (0.01, 0.03, 0.1),
+    "LoRA": (0.01,) if fast else (0.003, 0.01, 0.03),
+    "full": (0.01,) if fast else (0.001, 0.003, 0.01),
+}
 
 
 def prepare(base, method, r=4, new_classes=None):
@@ -123,7 +137,7 @@ def prepare(base, method, r=4, new_classes=None):
     if method == "LoRA":
         add_lora(model, HIDDEN, r, alpha=2 * r)
     if new_classes is not None:
-        model.head = nn.Linear(32, new_classes)  # a fresh head knows nothing, so every method must train it
+        model.head = nn.Linear(32, new_classes)  # it knows nothing, so every method trains it
     elif method == "probe":
         model.head.requires_grad_(True)
     return model
@@ -134,8 +148,18 @@ def adapt(base, method, data, seed, r=4, new_classes=None):
     models = []
     for lr in LEARNING_RATES[method]:
         torch.manual_seed(seed)
-        models.append(fit(prepare(base, method, r, new_classes), *data.train, lr=lr, steps=300, seed=seed))
+        model = prepare(base, method, r, new_classes)
+        models.append(fit(model, *data.train, lr=lr, steps=300, seed=seed))
     return max(models, key=lambda model: evaluate(model, [data.validation], device))
+
+
+def spread(results, title, what):
+    """Each seed a dot; the alt text has the means."""
+    means = ", ".join(f"{name} {np.mean(values):.1%}" for name, values in results.items())
+    figure = plot_spread(
+        results, percent=True, highlight="LoRA r=4", title=title, xlabel="test accuracy"
+    )
+    show(figure, alt=f"Test accuracy on {what}, five seeds per method. Means: {means}.")
 
 
 # %% [markdown]
@@ -152,13 +176,16 @@ def five_to_nine(seed):
     return split
 
 
-ways = {"linear probe": ("probe", 4), **{f"LoRA r={r}": ("LoRA", r) for r in (1, 2, 4, 8)}, "full fine-tuning": ("full", 4)}
+ways = {"linear probe": ("probe", None)}
+ways |= {f"LoRA r={r}": ("LoRA", r) for r in (1, 2, 4, 8)}
+ways |= {"full fine-tuning": ("full", None)}
 bases, adapted, new = {}, {}, {name: [] for name in ("frozen base", *ways)}
 for s in seeds:
     data = five_to_nine(s)
     bases[s] = pretrained(digits(classes=range(5), seed=s), 5, s)
     torch.manual_seed(s)
-    new["frozen base"].append(evaluate(prepare(bases[s], "probe", new_classes=5), [data.test], device))
+    guessing = prepare(bases[s], "probe", new_classes=5)
+    new["frozen base"].append(evaluate(guessing, [data.test], device))
     for name, (method, r) in ways.items():
         adapted[name, s] = adapt(bases[s], method, data, s, r, new_classes=5)
         new[name].append(evaluate(adapted[name, s], [data.test], device))
@@ -169,11 +196,7 @@ for name, values in new.items():
     print(f"{name:18s} {trained:8,d}   {np.mean(values):6.1%} ± {np.std(values, ddof=1):.1%}")
 
 # %%
-show(
-    plot_spread(new, percent=True, highlight="LoRA r=4", title="Digits 5 to 9, each seed a dot", xlabel="test accuracy"),
-    alt="Test accuracy on the digits 5 to 9, five seeds per method. Means: "
-    + ", ".join(f"{name} {np.mean(values):.1%}" for name, values in new.items()),
-)
+spread(new, "Digits 5 to 9, each seed a dot", "the digits 5 to 9")
 probe = float(np.mean(new["linear probe"]))
 guess_probe.reveal(
     "a" if probe < 0.45 else "b" if probe <= 0.9 else "c",
@@ -194,7 +217,8 @@ guess_probe.reveal(
 def paired_interval(a: torch.Tensor, b: torch.Tensor, t: float) -> tuple[float, float]:
     """Mean and half-width of the interval for a - b.
 
-    a, b: (n,), accuracies of two methods; a[i] and b[i] come from the same seed. t: the factor of the interval.
+    a, b: (n,), accuracies of two methods; a[i] and b[i] come from the same seed.
+    t: the factor of the interval, a number.
     """
     ### BEGIN SOLUTION
     difference = a - b
@@ -238,7 +262,7 @@ def on_old_digits(model, s):
     return old, [digits(classes=range(5), seed=s).test]
 
 
-before = {s: evaluate(bases[s], on_old_digits(bases[s], s)[1], device) for s in seeds}
+before = [evaluate(*on_old_digits(bases[s], s), device) for s in seeds]
 kept, off = {}, []
 for name in ("LoRA r=1", "LoRA r=4", "LoRA r=8", "full fine-tuning"):
     kept[name] = [evaluate(*on_old_digits(adapted[name, s], s), device) for s in seeds]
@@ -246,18 +270,15 @@ for s in seeds:
     old, test = on_old_digits(adapted["LoRA r=4", s], s)
     with lora_disabled(old):
         off.append(evaluate(old, test, device))
-rows = {"base, before": list(before.values()), **kept, "LoRA r=4, off": off}
-show(
-    plot_spread(rows, percent=True, highlight="LoRA r=4", title="The old digits 0 to 4, afterwards", xlabel="test accuracy"),
-    alt="Test accuracy on the old digits 0 to 4. Means: " + ", ".join(f"{name} {np.mean(v):.1%}" for name, v in rows.items()),
-)
+rows = {"base, before": before, **kept, "LoRA r=4, off": off}
+spread(rows, "The old digits 0 to 4, afterwards", "the old digits 0 to 4")
 versus(kept, "LoRA r=4", "full fine-tuning")
-lost = np.mean(list(before.values())) - np.mean(kept["LoRA r=4"])
+lost = {name: np.mean(before) - np.mean(values) for name, values in kept.items()}
+back = "every run is exactly where it was" if off == before else "it should be back, and is not"
 guess_forget.reveal(
-    "c" if np.mean(kept["LoRA r=4"]) <= 0.25 else "b" if lost >= 0.03 else "a",
-    f"With the adapter on, {100 * lost:.1f} points are gone (full fine-tuning: "
-    f"{100 * (np.mean(list(before.values())) - np.mean(kept['full fine-tuning'])):.1f}). Switched off, "
-    + ("every run is exactly where it was." if off == list(before.values()) else "it should be back exactly, and is not."),
+    "c" if np.mean(kept["LoRA r=4"]) <= 0.25 else "b" if lost["LoRA r=4"] >= 0.03 else "a",
+    f"With the adapter on, {100 * lost['LoRA r=4']:.1f} points are gone "
+    f"(full fine-tuning: {100 * lost['full fine-tuning']:.1f}). Switched off, {back}.",
 )
 
 # %% [markdown]
@@ -277,24 +298,21 @@ for s in seeds:
     data = five_to_nine(s)
     torch.manual_seed(1000 + s)
     never_trained = classifier(5)
-    control["on a random base"].append(evaluate(adapt(never_trained, "LoRA", data, s, 4, 5), [data.test], device))
+    model = adapt(never_trained, "LoRA", data, s, r=4, new_classes=5)
+    control["on a random base"].append(evaluate(model, [data.test], device))
     x, y = data.train
-    y.copy_(y[torch.randperm(len(y))])  # same images, labels dealt out anew: nothing there to learn
-    control["shuffled labels"].append(evaluate(adapt(bases[s], "LoRA", data, s, 4, 5), [data.test], device))
-show(
-    plot_spread(control, percent=True, highlight="LoRA r=4", title="Digits 5 to 9, with controls", xlabel="test accuracy"),
-    alt="LoRA r=4 on the digits 5 to 9 beside its controls. Means: "
-    + ", ".join(f"{name} {np.mean(values):.1%}" for name, values in control.items()),
-)
+    y.copy_(y[torch.randperm(len(y))])  # same images, labels dealt out anew: nothing to learn
+    model = adapt(bases[s], "LoRA", data, s, r=4, new_classes=5)
+    control["shuffled labels"].append(evaluate(model, [data.test], device))
+spread(control, "Digits 5 to 9, with controls", "the digits 5 to 9 with controls")
 mean, half = versus(control, "LoRA r=4", "on a random base")
+if mean < 0.05:
+    meaning = "LoRA learned these digits by itself; section 3 alone would not have told you."
+else:
+    meaning = "Here the base matters."
 guess_random.reveal(
     "a" if np.mean(control["on a random base"]) < 0.3 else "b" if mean >= 0.05 else "c",
-    f"Pretraining is worth {100 * mean:+.1f} ± {100 * half:.1f} points here. "
-    + (
-        "With this many labels LoRA has learned the digits by itself; section 3 alone would not have told you."
-        if mean < 0.05
-        else "Here the base matters."
-    ),
+    f"Pretraining is worth {100 * mean:+.1f} ± {100 * half:.1f} points here. {meaning}",
 )
 
 # %% [markdown]
@@ -327,17 +345,11 @@ for s in seeds:
         ("LoRA, random base", "LoRA", never_trained),
         ("from scratch", "full", never_trained),
     ):
-        lean.setdefault(name, []).append(evaluate(adapt(start, method, data, s), [data.test], device))
-show(
-    plot_spread(
-        lean, percent=True, highlight="LoRA r=4", title=f"Leaning, {10 * PER_DIGIT} labels", xlabel="test accuracy"
-    ),
-    alt=f"Test accuracy on digits turned by {ANGLE} degrees. Means: "
-    + ", ".join(f"{name} {np.mean(values):.1%}" for name, values in lean.items()),
-)
-for other in list(lean)[1:]:
-    if other != "LoRA r=4":
-        versus(lean, "LoRA r=4", other)
+        model = adapt(start, method, data, s)
+        lean.setdefault(name, []).append(evaluate(model, [data.test], device))
+spread(lean, f"Turned by {ANGLE}°, {10 * PER_DIGIT} labels", f"digits turned by {ANGLE} degrees")
+for other in ("linear probe", "full fine-tuning", "LoRA, random base", "from scratch"):
+    versus(lean, "LoRA r=4", other)
 
 # %% [markdown]
 # This angle and this number of labels were picked to show a base at work. Set 90 degrees or 100 labels per digit above:
@@ -378,7 +390,8 @@ for name, tensors in choices.items():
     torch.manual_seed(99)  # another machine: its fresh head begins with other numbers
     elsewhere = prepare(bases[seed], "LoRA", r=4, new_classes=5)
     elsewhere.load_state_dict(tensors, strict=False)
-    print(f"{name:22s} {sum(4 * t.numel() for t in tensors.values()):7,d}  {evaluate(elsewhere, test, device):22.1%}")
+    size = sum(4 * tensor.numel() for tensor in tensors.values())
+    print(f"{name:22s} {size:7,d}  {evaluate(elsewhere, test, device):22.1%}")
 
 # %% [markdown]
 # ## 9 · The ledger
@@ -387,29 +400,27 @@ for name, tensors in choices.items():
 # moments take 12 bytes per trained parameter in float32.
 
 # %%
+ours = lora_parameters(64, 32, 4) + lora_parameters(32, 32, 4)
 ledger = {
-    "this lab, both hidden layers": (
-        sum(lora_parameters(layer.in_features, layer.out_features, 4) for layer in (upright.body[0], upright.body[2])),
-        count_parameters(upright).total,
-    ),
+    "this lab, both hidden layers": (ours, count_parameters(upright).total),
     "GPT-2 small, q and v of 12 layers": (12 * 2 * lora_parameters(768, 768, 4), 124_439_808),
     "GPT-3, q and v of 96 layers": (96 * 2 * lora_parameters(12288, 12288, 4), 175_255_800_000),
 }
-print(f"{'r = 4':34s} {'trained':>12s} {'of':>17s} {'share':>8s}   gradients and moments: LoRA, full")
+print(f"{'r = 4':34s} {'LoRA trains':>11s} {'of':>15s} {'share':>8s} {'MB':>7s} {'MB, full':>12s}")
 for name, (trains, total) in ledger.items():
-    lora_mb, full_mb = 12 * trains / 1e6, 12 * total / 1e6
-    print(f"{name:34s} {trains:12,d} {total:17,d} {trains / total:8.3%} {lora_mb:10,.2f} MB, {full_mb:14,.2f} MB")
+    mb = [f"{12 * count / 1e6:,.2f}" for count in (trains, total)]
+    print(f"{name:34s} {trains:11,d} {total:15,d} {trains / total:8.3%} {mb[0]:>7s} {mb[1]:>12s}")
 
 # %% [markdown]
-# GPT-3's total is the one in Table 4 of the [LoRA paper](https://arxiv.org/abs/2106.09685).
+# GPT-3's total: Table 4 of the [LoRA paper](https://arxiv.org/abs/2106.09685).
 #
 # ## Summary
 #
 # - Freeze, then adapt by name; a fresh head is trained and saved.
-# - Compare within seeds; a control can overturn a table.
-# - An adapter can drown a frozen base. Off is exact.
+# - Compare within seeds; a control can overturn a good-looking table.
+# - An adapter can drown out its frozen base; switched off, it leaves no trace.
 #
-# **Where this shows up**: `modules_to_save` in peft; one base serving many adapters.
+# **Where this shows up in practice**: peft's `modules_to_save`; one base serving many adapters.
 
 # %%
 progress()

@@ -1,4 +1,8 @@
-"""Prints the table exercise x mutant x diagnosis after the tests, also when they ran in several processes."""
+"""Prints the table exercise x mutant x diagnosis after the tests.
+
+With pytest-xdist the table is printed by the controlling process, which reads only tests/conftest.py: that file
+imports the hook from here. Without xdist both files offer it, so it looks whether the table is there already.
+"""
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -9,8 +13,9 @@ def pytest_terminal_summary(terminalreporter):
         for name, content in getattr(report, "user_properties", ())
         if name == "mutant"
     })
-    if not rows:
+    if not rows or getattr(terminalreporter, "mutants_shown", False):
         return
+    terminalreporter.mutants_shown = True
     rows = [("exercise", "mutant", "diagnosis"), *rows]
     widths = [max(len(row[n]) for row in rows) for n in range(2)]
     terminalreporter.section("mutants")

@@ -40,7 +40,9 @@ def _layer(**changes: str) -> str:
 
 _MERGE = _layer().replace("MyLoRALinear", "Plain") + '''
 class MergeableLoRA(Plain):
-    original = None
+    {shared}def __init__(self, base, r, alpha):
+        super().__init__(base, r, alpha)
+        {own}
 
     @torch.no_grad()
     def merge(self):
@@ -64,6 +66,8 @@ def _merge(**changes: str) -> str:
         "            self.base_layer.weight.copy_(self.original)\n"
         "            self.original = None",
         forward="return super().forward(x) if self.original is None else self.base_layer(x)",
+        own="self.original = None",
+        shared="",
     )
     return _MERGE.format(**{**parts, **changes})
 
@@ -102,6 +106,9 @@ MUTANTS = {
         Mutant("columns for rows", "def init_factors(i, o, r):\n    return torch.randn(i, r) / i**0.5, torch.zeros(r, o)\n", "transposed"),
         Mutant("in and out swapped", "def init_factors(i, o, r):\n    return torch.randn(r, o) / o**0.5, torch.zeros(i, r)\n", "swapped_sizes"),
         Mutant("A of ones", "def init_factors(i, o, r):\n    return torch.ones(r, i) / i**0.5, torch.zeros(o, r)\n", "constant_A"),
+        Mutant("torch.rand, never negative", "def init_factors(i, o, r):\n    return torch.rand(r, i) / i**0.5, torch.zeros(o, r)\n", "off_centre"),
+        Mutant("0.02 whatever the width", "def init_factors(i, o, r):\n    return torch.randn(r, i) * 0.02, torch.zeros(o, r)\n", "fixed_size"),
+        Mutant("B, A", "def init_factors(i, o, r):\n    return torch.zeros(o, r), torch.randn(r, i) / i**0.5\n", "wrong_order"),
         Mutant(
             "seeds itself",
             "def init_factors(i, o, r):\n    torch.manual_seed(0)\n    return torch.randn(r, i) / i**0.5, torch.zeros(o, r)\n",
@@ -116,6 +123,18 @@ MUTANTS = {
         Mutant("mean over samples", _GRADIENTS + "n = len(x)\n    return s * B.T @ g.T @ x / n, s * g.T @ (x @ A.T) / n\n", "averaged"),
         Mutant("minus", _GRADIENTS + "return -s * B.T @ g.T @ x, -s * g.T @ (x @ A.T)\n", "sign"),
         Mutant("scaling twice", _GRADIENTS + "return s * s * B.T @ g.T @ x, s * s * g.T @ (x @ A.T)\n", "scaling_twice"),
+        Mutant("first sample only", _GRADIENTS + "x, g = x[:1], g[:1]\n    return s * B.T @ g.T @ x, s * g.T @ (x @ A.T)\n", "one_sample"),
+        Mutant(
+            "loop that overwrites",
+            _GRADIENTS + "for xi, gi in zip(x, g):\n        out = s * torch.outer(B.T @ gi, xi), s * torch.outer(gi, A @ xi)\n    return out\n",
+            "one_sample",
+        ),
+        Mutant(
+            "one per sample",
+            _GRADIENTS + "return s * torch.einsum('or,no,ni->nri', B, g, x), s * torch.einsum('no,ni,ri->nor', g, x, A)\n",
+            "not_summed",
+        ),
+        Mutant("returns updated factors", _GRADIENTS + "return A - 0.1 * s * B.T @ g.T @ x, B - 0.1 * s * g.T @ (x @ A.T)\n", "updated_factor"),
         Mutant("sums first", _GRADIENTS + "return s * B.T @ g.T @ x, s * torch.outer(g.sum(0), (x @ A.T).sum(0))\n", "sums_first"),
     ],
     "2.4": [
@@ -137,6 +156,37 @@ MUTANTS = {
         Mutant("both zero", _layer(A="nn.Parameter(torch.zeros(r, base.in_features))"), "both_zero"),
         Mutant("no scaling", _layer(scaling="1"), "scaling_missing"),
         Mutant("alpha alone", _layer(scaling="alpha"), "division_by_r_missing"),
+        Mutant(
+            "nn.Linear factors, as in peft",
+            _layer(
+                A="nn.Linear(base.in_features, r, bias=False)",
+                B="nn.Linear(r, base.out_features, bias=False)",
+                after="nn.init.zeros_(self.lora_B.weight)",
+                forward="self.base_layer(x) + self.scaling * self.lora_B(self.lora_A(x))",
+            ),
+            "factors_are_modules",
+        ),
+        Mutant(
+            "B transposed",
+            _layer(B="nn.Parameter(torch.zeros(r, base.out_features))", forward="self.base_layer(x) + self.scaling * (x @ self.lora_A.T @ self.lora_B)"),
+            "transposed",
+        ),
+        Mutant("a bias of its own", _layer(after="self.lora_bias = nn.Parameter(torch.zeros(base.out_features))"), "extra_parameters"),
+        Mutant("only while training", _layer(forward="self.base_layer(x) + self.training * self.scaling * (x @ self.lora_A.T @ self.lora_B.T)"),
+               "training_only"),
+        Mutant("base under detach", _layer(forward="self.base_layer(x).detach() + self.scaling * (x @ self.lora_A.T @ self.lora_B.T)"), "x_cut_off"),
+        Mutant(
+            "writes into the weight",
+            _layer(forward="self.base_layer(x) + 0 * self.base_layer.weight.data.add_(self.scaling * self.lora_B.data @ self.lora_A.data).sum()"),
+            "forward_writes",
+        ),
+        Mutant(
+            "A zero, B random",
+            _layer(A="nn.Parameter(torch.zeros(r, base.in_features))", B="nn.Parameter(torch.randn(base.out_features, r))"),
+            "zero_A",
+        ),
+        Mutant("update computed once", _layer(after="self.update = self.scaling * (self.lora_B @ self.lora_A).detach()",
+                                              forward="self.base_layer(x) + x @ self.update.T"), "update_missing"),
         Mutant("forgets the base", _layer(forward="self.scaling * (x @ self.lora_A.T @ self.lora_B.T)"), "base_missing"),
         Mutant("detached", _layer(forward="self.base_layer(x) + self.scaling * (x @ self.lora_A.detach().T @ self.lora_B.detach().T)"), "detached"),
     ],
@@ -183,12 +233,53 @@ MUTANTS = {
             "no_unmerge",
         ),
         Mutant(
-            "keeps the parameter",
+            "keeps the parameter itself",
             _merge(
                 merge="if self.original is None:\n            self.original = self.base_layer.weight\n"
                 "            self.base_layer.weight += self.scaling * self.lora_B @ self.lora_A"
             ),
-            "parameter_kept",
+            "no_unmerge",
+        ),
+        Mutant(
+            "kept on the class",
+            _merge(
+                shared="original = None\n    ",
+                own="pass",
+                merge="if MergeableLoRA.original is None:\n            MergeableLoRA.original = self.base_layer.weight.clone()\n"
+                "            self.base_layer.weight += self.scaling * self.lora_B @ self.lora_A",
+                unmerge="if MergeableLoRA.original is not None:\n            self.base_layer.weight.copy_(MergeableLoRA.original)\n"
+                "            MergeableLoRA.original = None",
+            ),
+            "shared_state",
+        ),
+        Mutant(
+            "a new Parameter",
+            _merge(
+                merge="if self.original is None:\n            self.original = self.base_layer.weight.data\n"
+                "            self.base_layer.weight = nn.Parameter(self.original + self.scaling * self.lora_B @ self.lora_A)",
+                unmerge="if self.original is not None:\n            self.base_layer.weight = nn.Parameter(self.original)\n"
+                "            self.original = None",
+            ),
+            "thawed",
+        ),
+        Mutant("forward merges", _merge(forward="self.merge()\n        return self.base_layer(x)"), "forward_merges"),
+        Mutant("forward is always the base", _merge(forward="return self.base_layer(x)"), "update_missing"),
+        Mutant(
+            "a switch",
+            _merge(
+                merge="if self.original is not None:\n            return self.unmerge()\n        self.original = self.base_layer.weight.clone()\n"
+                "        self.base_layer.weight += self.scaling * self.lora_B @ self.lora_A"
+            ),
+            "toggles",
+        ),
+        Mutant(
+            "zeroes B",
+            _merge(
+                merge="if self.original is None:\n            self.original = self.base_layer.weight.clone()\n"
+                "            self.base_layer.weight += self.scaling * self.lora_B @ self.lora_A\n            self.lora_B.zero_()",
+                forward="return super().forward(x)",
+            ),
+            "factor_lost",
         ),
         Mutant("merge does nothing", _merge(merge="self.original = self.base_layer.weight.clone()"), "no_merge"),
         Mutant(
@@ -209,6 +300,15 @@ MUTANTS = {
         Mutant("percent", _swallowed("100 * norm(rounded - W - delta) / norm(delta)"), "percent"),
         Mutant("not divided", _swallowed("norm(rounded - W - delta)"), "not_divided"),
         Mutant("squared", _swallowed("((rounded - W - delta) ** 2).sum() / (delta ** 2).sum()"), "squared"),
+        Mutant("compares lengths", _swallowed("1 - norm(rounded - W) / norm(delta)"), "norm_ratio"),
+        Mutant("upside down", _swallowed("norm(delta) / norm(rounded - W - delta)"), "upside_down"),
+        Mutant("absolute values", _swallowed("(rounded - W - delta).abs().sum() / delta.abs().sum()"), "sum_of_absolutes"),
+        Mutant("rounds delta before adding", _swallowed("norm((W.to(dtype) + delta.to(dtype)).float() - W - delta) / norm(delta)"), "rounded_first"),
+        Mutant(
+            "subtracts in the coarse dtype",
+            _swallowed("norm(((W + delta).to(dtype) - W.to(dtype)).float() - delta) / norm(delta)"),
+            "subtracted_rounded",
+        ),
         Mutant("never rounds", _swallowed("norm((W + delta) - W - delta) / norm(delta)"), "nothing_lost"),
     ],
 }
@@ -294,6 +394,8 @@ class MergeableLoRA(Plain):
     ],
     "2.6": [
         _swallowed("norm(rounded - (W + delta)) / norm(delta)"),
-        _swallowed("torch.norm(((W.to(dtype) + delta.to(dtype)).double() - W.double()) - delta) / delta.norm()"),
+        _swallowed("torch.dist(rounded.double(), W.double() + delta) / delta.norm()"),
+        "def swallowed(W, delta, dtype):\n    lost = (W.numpy() + delta.numpy()) - torch.tensor(W.numpy() + delta.numpy()).to(dtype).float().numpy()\n"
+        "    return np.linalg.norm(lost) / np.linalg.norm(delta.numpy())\n",
     ],
 }

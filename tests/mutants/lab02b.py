@@ -163,6 +163,32 @@ def add_lora(model, names, r, alpha):
         setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), r, r))
     return model
 ''', "wrong_scaling"),
+    Mutant("return inside the loop", LORA + '''
+def add_lora(model, names, r, alpha):
+    model.requires_grad_(False)
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, LoRALinear(model.get_submodule(name), r, alpha))
+        return model
+''', "only_the_first"),
+    Mutant("sets the child's name on the model", LORA + '''
+def add_lora(model, names, r, alpha):
+    model.requires_grad_(False)
+    for name in names:
+        setattr(model, name.split(".")[-1], LoRALinear(model.get_submodule(name), r, alpha))
+    return model
+''', "wrong_parent"),
+    Mutant("adapts a copy and returns the original", LORA + '''
+import copy
+
+def add_lora(model, names, r, alpha):
+    model.requires_grad_(False)
+    adapted = copy.deepcopy(model)
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(adapted.get_submodule(parent), child, LoRALinear(adapted.get_submodule(name), r, alpha))
+    return model
+''', "not_put_back"),
     Mutant("returns nothing", LORA + '''
 def add_lora(model, names, r, alpha):
     model.requires_grad_(False)
@@ -250,6 +276,12 @@ INTERVAL_MUTANTS = [
     Mutant("whole width", _interval("return d.mean().item(), 2 * t * d.std().item() / n ** 0.5"), "twice"),
     Mutant("b minus a", _interval("return -d.mean().item(), t * d.std().item() / n ** 0.5"), "sign"),
     Mutant("median", _interval("return d.median().item(), t * d.std().item() / n ** 0.5"), "median"),
+    Mutant("absolute differences", _interval(
+        "d = d.abs(); return d.mean().item(), t * d.std().item() / n ** 0.5"), "absolute"),
+    Mutant("sum", _interval("return d.sum().item(), t * d.std().item() / n ** 0.5"), "sum"),
+    Mutant("percent", _interval("d = 100 * d; return d.mean().item(), t * d.std().item() / n ** 0.5"), "percent"),
+    Mutant("n - 1 outside", _interval("return d.mean().item(), t * d.std().item() / (n - 1) ** 0.5"), "root_n_minus_1"),
+    Mutant("1.96 for every n", _interval("return d.mean().item(), 1.96 * d.std().item() / n ** 0.5"), "fixed_t"),
     Mutant("only the mean", _interval("return d.mean().item()"), "one_number"),
     Mutant("the ends of the interval", _interval(
         "h = t * d.std().item() / n ** 0.5; return d.mean().item() - h, d.mean().item() + h"), "ends"),
@@ -296,6 +328,17 @@ def tensors_to_save(model):
     wanted = ("lora_", "head")
     return {n: p.detach().clone() for n, p in model.named_parameters() if any(w in n for w in wanted)}
 ''', "names_guessed"),
+    Mutant("lora and the last module", '''
+def tensors_to_save(model):
+    last = list(dict(model.named_children()))[-1]
+    return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n or n.startswith(last)}
+''', "names_guessed"),
+    Mutant("freezes the model afterwards", '''
+def tensors_to_save(model):
+    saved = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    model.requires_grad_(False)
+    return saved
+''', "froze_the_model"),
     Mutant("only the head", '''
 def tensors_to_save(model):
     return {"head." + name: p.detach().clone() for name, p in model[-1].named_parameters()}

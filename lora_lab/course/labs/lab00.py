@@ -50,6 +50,8 @@ _MISTAKES = {
     "with_core": ("r * (d_in + d_out) + r * r", lambda i, o, r: r * (i + o) + r * r, "there is no r x r matrix between A and B"),
     "no_rank": ("d_in + d_out", lambda i, o, r: i + o, "that is the size for r = 1; both factors grow with r"),
     "twice": ("2 * r * (d_in + d_out)", lambda i, o, r: 2 * r * (i + o), "each factor is counted twice"),
+    "B_without_r": ("r * d_in + d_out", lambda i, o, r: r * i + o, "A is right; B has d_out rows of r numbers each"),
+    "A_without_r": ("d_in + r * d_out", lambda i, o, r: i + r * o, "B is right; A has r rows of d_in numbers each"),
     "sum_of_all": ("d_in + d_out + r", lambda i, o, r: i + o + r, "a matrix has rows times columns entries, not rows plus columns"),
 }
 

@@ -20,7 +20,7 @@ from ..script import Script, layer, linear
 # they are; one target lies at the top, one three levels down.
 
 R, ALPHA = 3, 5
-TARGETS = ("stem", "body.inner.mid")
+TARGETS = ("body.inner.mid", "stem")  # the nested one first: missing what is nested and stopping after one look different
 SIZES = {"stem": (11, 7), "body.inner.mid": (13, 11), "body.inner.middle": (13, 13), "head": (4, 13)}  # (out, in)
 RTOL = 1e-9  # float64, a few hundred products in a row: rounding about 1e-14, the smallest mistake about 1e-3
 
@@ -173,6 +173,12 @@ def _diagnose_add_lora(evidence):
             "a layer was wrapped twice: your loop walks into the new LoRALinear and finds its `base_layer`. "
             "Collect the targets in a list first, then replace",
         )
+    if adapted - set(SIZES):
+        return Diagnosis(
+            "wrong_parent",
+            f"the new layer landed at {_listing(adapted - set(SIZES))}, where there was none, and the old one is still at "
+            'its place; set it on its parent, `model.get_submodule("body.inner")`',
+        )
     if {"body.inner.mid.weight", "body.inner.mid.lora_A"} <= names:
         return Diagnosis(
             "dotted_setattr",
@@ -182,8 +188,8 @@ def _diagnose_add_lora(evidence):
     if not adapted:
         return Diagnosis(
             "not_put_back",
-            "no layer was replaced: `module = LoRALinear(module, …)` only gives a new value to your variable; "
-            "the parent must get the new layer (`setattr(parent, child, …)`)",
+            "the model that comes back has no adapter. `module = LoRALinear(module, …)` only gives a new value to your "
+            "variable: the parent must get the new layer (`setattr(parent, child, …)`), in the model, not in a copy",
         )
     if adapted == set(SIZES):
         return Diagnosis("every_linear", "you adapt every Linear layer, the head too; only those in `names` are asked for")
@@ -197,6 +203,8 @@ def _diagnose_add_lora(evidence):
             "the target inside `body.inner` was missed: `named_children` and `_modules` see one level only, "
             "`named_modules` and `get_submodule` see all",
         )
+    if adapted == {TARGETS[0]}:
+        return Diagnosis("only_the_first", "only the first of the names was adapted: does the `return` stand in the loop?")
     if adapted != set(TARGETS):
         return None
     shapes = {p["name"]: tuple(p["shape"]) for p in found}
@@ -278,8 +286,8 @@ ADD_LORA = Exercise(
 # 2b.2  paired_interval(a, b, t)
 
 
-def _probe_interval(n: int, t: float, shared: float):
-    """n seeds; `shared`: how far both methods go up and down together from seed to seed.
+def _probe_interval(n: int, t: float, lead: float):
+    """n seeds that lift both methods together; `lead` of a over b. A small lead changes its sign from seed to seed.
 
     Not n = 5: there the population's deviation over sqrt(n) is 2 / n times the sample's, and two mistakes look alike.
     """
@@ -287,8 +295,14 @@ def _probe_interval(n: int, t: float, shared: float):
     def probe(rng):
         s = Script()
         seed_luck = rng.normal(size=n)
-        a = s.input("a", 0.90 + shared * seed_luck + 0.004 * rng.normal(size=n))
-        b = s.input("b", 0.83 + shared * seed_luck + 0.009 * rng.normal(size=n))
+        # Drawn until the signs are mixed where they should be: then |a - b| is another answer than a - b.
+        while True:
+            first, second = 0.004 * rng.normal(size=n), 0.009 * rng.normal(size=n)
+            mixed = len(set(np.sign(lead + first - second))) == 2
+            if mixed or lead > 0.05:
+                break
+        a = s.input("a", 0.83 + lead + 0.03 * seed_luck + first)
+        b = s.input("b", 0.83 + 0.03 * seed_luck + second)
         s.input("t", np.float64(t))
         s.send("interval", s.call(a, b, t))
         return s
@@ -352,6 +366,12 @@ def _diagnose_interval(evidence):
             return Diagnosis("sign", "you subtract a from b; the difference is a - b, positive where a is better")
         if compare(mean, np.median(d), rtol=RTOL) is None:
             return Diagnosis("median", "the middle of the interval is the median here; the mean is asked for")
+        if compare(mean, np.abs(d).mean(), rtol=RTOL) is None:
+            return Diagnosis("absolute", "you average |a - b|; the sign must stay, or luck in both directions adds up")
+        if compare(mean, d.sum(), rtol=RTOL) is None:
+            return Diagnosis("sum", "that is the sum of the differences; divide by n")
+        if compare(mean, 100 * d.mean(), rtol=RTOL) is None:
+            return Diagnosis("percent", "you return percent; the same unit as a and b is asked for, a share from 0 to 1")
         return None
     if compare(half, -_interval(a, b, t)[1], rtol=RTOL) is None:
         return Diagnosis("negative", "the half-width came out negative; the interval is mean ± half_width")
@@ -371,8 +391,8 @@ def _explain_half(half, a, b, d, n, t):
         ("range", (d.max() - d.min()) / 2),
         ("mean_deviation", np.abs(d - d.mean()).mean()),
     )
-    divisors = ((None, math.sqrt(n)), ("no_root_n", 1.0), ("divided_by_n", float(n)))
-    factors = ((None, t), ("no_t", 1.0), ("twice", 2 * t))
+    divisors = ((None, math.sqrt(n)), ("no_root_n", 1.0), ("divided_by_n", float(n)), ("root_n_minus_1", math.sqrt(n - 1)))
+    factors = ((None, t), ("no_t", 1.0), ("twice", 2 * t), ("fixed_t", 1.96))
     texts = {
         "population_std": "the standard deviation is divided by n; of a sample it is divided by n - 1 "
         "(numpy: ddof=1; torch.std does so by itself)",
@@ -384,6 +404,8 @@ def _explain_half(half, a, b, d, n, t):
         "mean_deviation": "that is the mean distance from the mean; take the standard deviation",
         "no_root_n": "that is the spread of single seeds; the mean of n of them varies less, by sqrt(n)",
         "divided_by_n": "you divide by n; the spread of a mean shrinks with sqrt(n)",
+        "root_n_minus_1": "n - 1 belongs inside the standard deviation; the spread of a mean shrinks with sqrt(n)",
+        "fixed_t": "1.96 holds for many seeds; for a few use the t that was given",
         "no_t": "the factor t is missing: mean ± one standard error covers far less than 95 %",
         "twice": "that is the whole width; half of it is asked for",
     }
@@ -410,9 +432,9 @@ INTERVAL = Exercise(
     points=3,
     name="paired_interval",
     cases=(
-        Case("the mean of the differences, seed by seed", _probe_interval(7, 2.447, 0.03), _judge_mean),
-        Case("the half-width, seven seeds", _probe_interval(7, 2.447, 0.03), _judge_half),
-        Case("the half-width, eleven seeds", _probe_interval(11, 2.228, 0.05), _judge_half),
+        Case("the mean of the differences, seed by seed", _probe_interval(7, 2.447, 0.005), _judge_mean),
+        Case("the half-width, seven seeds", _probe_interval(7, 2.447, 0.07), _judge_half),
+        Case("the half-width, eleven seeds", _probe_interval(11, 2.228, 0.005), _judge_half),
         Case("a lead that is the same at every seed has half-width 0", _probe_constant, _judge_half),
     ),
     diagnose=_diagnose_interval,
@@ -430,16 +452,18 @@ INTERVAL = Exercise(
 # ---------------------------------------------------------------------------------------------------------------------
 # 2b.3  tensors_to_save(model)
 #
-# Adapters as peft names them (lora_A.weight), a frozen layer whose name has "lora" in it, and a trained layer whose
-# name gives nothing away.
+# Adapters as peft names them (lora_A.weight), a frozen layer whose name has "lora" in it, and one trained layer besides:
+# the head at the end, or "score" at the front, with a head that is frozen.
 
 
-def _half_trained(rng, s: Script, head: str):
+def _half_trained(rng, s: Script, trained: str):
     def weight(out, inp):
         return rng.normal(size=(out, inp)) / math.sqrt(inp)
 
+    front = {"score": linear(weight(7, 7), rng.normal(size=7))} if trained == "score" else {}
     model = s.module(
-        {
+        front
+        | {
             "flora": linear(weight(11, 7), rng.normal(size=11)),
             "act": layer("Tanh"),
             "body": {
@@ -447,24 +471,24 @@ def _half_trained(rng, s: Script, head: str):
                 "lora_A": linear(weight(R, 13)),
                 "lora_B": linear(weight(13, R)),
             },
-            head: linear(weight(4, 13), rng.normal(size=4)),
+            "head": linear(weight(4, 13), rng.normal(size=4)),
         }
     )
-    for frozen in ("flora", "body.base_layer"):
+    for frozen in ("flora", "body.base_layer", *(["head"] if trained == "score" else [])):
         s.method(s.get(model, frozen), "requires_grad_", False)
     return model
 
 
-def _trained_names(head: str) -> set[str]:
-    return {"body.lora_A.weight", "body.lora_B.weight", f"{head}.weight", f"{head}.bias"}
+def _trained_names(trained: str) -> set[str]:
+    return {"body.lora_A.weight", "body.lora_B.weight", f"{trained}.weight", f"{trained}.bias"}
 
 
-def _probe_saved(head: str):
+def _probe_saved(trained: str):
     def probe(rng):
         s = Script()
-        model = _half_trained(rng, s, head)
+        model = _half_trained(rng, s, trained)
         s.send("parameters", s.parameters(model))
-        for name in sorted(_trained_names(head)):
+        for name in sorted(_trained_names(trained)):
             s.send(f"is {name}", s.get(model, name))
         s.send("saved", s.call(model))
         return s
@@ -472,15 +496,15 @@ def _probe_saved(head: str):
     return probe
 
 
-def _judge_there(head: str):
+def _judge_there(trained: str):
     def judge(inputs, answers):
         saved = answers["saved"]
         if not isinstance(saved, dict):
             return f"expected a dict, name -> tensor; found a {type(saved).__name__}"
-        missing = _trained_names(head) - set(saved)
+        missing = _trained_names(trained) - set(saved)
         if missing:
             return f"these are trained and are not saved: {_listing(missing)}"
-        for name in sorted(_trained_names(head)):
+        for name in sorted(_trained_names(trained)):
             wrong = compare(saved[name], answers[f"is {name}"], name, rtol=0.0)  # a copy: bit for bit
             if wrong:
                 return wrong
@@ -521,7 +545,14 @@ def _probe_later(rng):
     saved = s.call(model)
     s.train(model, rng.normal(size=(6, 7)), rng.normal(size=(6, 4)), steps=3, lr=0.05)
     s.send("saved", saved)
+    s.send("afterwards", s.get(model, "head.weight"))
     return s
+
+
+def _judge_later(inputs, answers):
+    if np.array_equal(answers["afterwards"], answers["is head.weight"]):
+        return "after saving, the model does not train any more: saving should leave the model alone"
+    return _judge_there("head")(inputs, answers)
 
 
 def _diagnose_save(evidence):
@@ -565,9 +596,13 @@ def _diagnose_save(evidence):
     if evidence[0].failure is None and evidence[1].failure is not None:
         return Diagnosis(
             "names_guessed",
-            'right while the new layer is called "head", wrong where it has another name: go by `requires_grad`',
+            "right while the head is what was trained, wrong where it was another layer: names and places tell nothing, "
+            "`requires_grad` does",
         )
-    if got == trained and evidence[-1].failure is not None and all(e.failure is None for e in evidence[:-1]):
+    later = evidence[-1]
+    if got == trained and "does not train any more" in (later.failure or ""):
+        return Diagnosis("froze_the_model", "your function freezes the model; it should read and change nothing")
+    if got == trained and later.failure is not None and all(e.failure is None for e in evidence[:-1]):
         return Diagnosis(
             "live_tensors",
             "these are the model's own tensors: going on with training changes what you saved. Add `.clone()`",
@@ -588,10 +623,10 @@ SAVE = Exercise(
     name="tensors_to_save",
     cases=(
         Case("every trained tensor is there, adapters and head", _probe_saved("head"), _judge_there("head")),
-        Case("also where the new layer has another name", _probe_saved("score"), _judge_there("score")),
+        Case("also where another layer was trained than the head", _probe_saved("score"), _judge_there("score")),
         Case("nothing that was frozen is there", _probe_saved("score"), _judge_no_more),
         Case("a fresh base that loads them computes the same", _probe_reload, _judge_reload),
-        Case("going on with training does not change what was saved", _probe_later, _judge_there("head")),
+        Case("going on with training does not change what was saved", _probe_later, _judge_later),
     ),
     diagnose=_diagnose_save,
     hints=(
