@@ -297,7 +297,7 @@ class MergeableLoRA(MyLoRALinear):
 
     def __init__(self, base, r, alpha):
         super().__init__(base, r, alpha)
-        self.original = None  # W0, while merged
+        self.original: torch.Tensor | None = None  # W0, while merged
 
     @torch.no_grad()
     def merge(self):
