@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +13,23 @@ import torch
 from torch import nn
 
 from .counting import count_parameters
-from .layers import LoRALayer, LoRALinear, check_settings
+from .layers import LoRAFusedLinear, LoRALayer, check_settings, is_conv1d, layer_class
+
+BIAS = ("none", "lora_only", "all")
+QKV = {"q": 0, "k": 1, "v": 2}
+
+
+class TrainedCopy(nn.Module):
+    """A module trained in full beside its frozen original: a fresh head, say, which is saved with the adapter (`modules_to_save`)."""
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        self.trained = copy.deepcopy(base_layer).requires_grad_(True)
+        self.disabled = False
+
+    def forward(self, *args, **kwargs):
+        return (self.base_layer if self.disabled else self.trained)(*args, **kwargs)
 
 
 def apply_lora(
@@ -23,17 +40,24 @@ def apply_lora(
     *,
     dropout: float = 0.0,
     rslora: bool = False,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    modules_to_save: Iterable[str] = (),
+    bias: str = "none",
     adapter_dtype: torch.dtype | None = None,
     allow_tied: bool = False,
 ) -> nn.Module:
     """Freeze `model`, replace the target layers by LoRA layers in place, and return the model.
 
-    target_modules  a list: each entry is a whole module name or its end after a dot ("q" matches "layers.0.q", not "layers.0.pq");
-                    a string: a regular expression that must match the whole name; "all-linear": every linear layer but the output head
-                    of a transformers model. These are peft's rules.
+    target_modules  a list: each entry is a whole module name or its end after a dot ("q" matches "layers.0.q", not "layers.0.pq"), and
+                    "c_attn:q,v" adapts slices of a fused q|k|v layer; a string: a regular expression that must match the whole name;
+                    "all-linear": every linear layer but the output head of a transformers model. The rules are peft's, slices are ours
+    rank_pattern, alpha_pattern   name or regular expression for the end of a name -> r or alpha of the layers it matches
+    modules_to_save names (as in a list of targets) of modules to train in full, on a copy: a classification head
+    bias            "none"; "lora_only": the biases of adapted layers train, too; "all": every bias of the model does
     allow_tied      adapt a layer although its weight is shared with another module (merging then changes both)
 
-    Everything is checked before anything is changed. Raises ValueError or TypeError: no match, a listed target that matched
+    Everything is checked before anything is changed. Raises ValueError or TypeError: no match, a listed target or pattern that matched
     nothing, a model that already carries LoRA, r < 1, a layer type LoRA is not written for here, a tied weight.
 
     >>> model = apply_lora(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), r=4, alpha=8, target_modules=["0"])
@@ -43,41 +67,72 @@ def apply_lora(
     trainable: 384 of 2,794 parameters (13.7 %)
     """
     check_settings(r, alpha, dropout, adapter_dtype)
+    if bias not in BIAS:
+        raise ValueError(f"bias is one of {', '.join(map(repr, BIAS))}; found {bias!r}")
     present = lora_layers(model)
     if present:
         raise ValueError(
             f"this model already carries LoRA on {_listing(present)}. Applying it twice would adapt the adapters: "
             "train the one that is there, or call remove_lora(model) or merge_and_unload(model) first"
         )
-    targets = find_targets(model, target_modules)
-    if "" in targets:
-        raise ValueError("the model is itself the target, so there is no parent to put the new layer into; use LoRALinear(model, ...)")
-    for name, module in targets.items():
-        if not isinstance(module, nn.Linear):
-            raise TypeError(
-                f"target {name!r} is a {type(module).__name__}; LoRA is available for Linear layers. "
-                "Name the linear layers inside it, or use target_modules='all-linear'"
-            )
-    _refuse_bypassed(model, targets)
-    _refuse_half(model, targets)
+    modules_to_save = [modules_to_save] if isinstance(modules_to_save, str) else list(modules_to_save or ())
+    saved = _match_list(model, modules_to_save) if modules_to_save else {}
+    targets = _match(model, target_modules, leave_out=saved)
+    ranks = _by_pattern(rank_pattern, targets, r, "rank_pattern")
+    alphas = _by_pattern(alpha_pattern, targets, alpha, "alpha_pattern")
+    for name in targets:
+        check_settings(ranks[name], alphas[name])
+    modules = {name: module for name, (module, _) in targets.items()}
+    _refuse_unfit(model, targets)
+    _refuse_bypassed(model, modules)
+    _refuse_half(model, modules)
     if not allow_tied:
-        _refuse_tied(model, targets)
-    # The layer is built before the tree is touched; a layer that stands in several places stays one layer.
-    adapted = {id(m): LoRALinear(m, r, alpha, dropout, rslora, adapter_dtype) for m in _trainable_noted(model, targets)}
+        _refuse_tied(model, modules)
+    options = {"dropout": dropout, "rslora": rslora, "adapter_dtype": adapter_dtype}
+    before = [name for name, p in model.named_parameters() if p.requires_grad]
+    # All layers are built before the tree is touched; a layer that stands in several places stays one layer.
+    built: dict[int, nn.Module] = {}
+    for name, (module, slices) in targets.items():
+        if id(module) not in built:
+            built[id(module)] = make_layer(module, ranks[name], alphas[name], slices, **options)
+    copies = {id(module): TrainedCopy(module) for module in saved.values()}
+
     model.requires_grad_(False)
-    for name, module in targets.items():
-        layer = adapted[id(module)]
-        layer.lora_A.requires_grad_(True)
-        layer.lora_B.requires_grad_(True)
+    model._before_lora = {"trainable": before, "bias": bias, "biases": {}}
+    for name, (module, _) in targets.items():
+        layer = built[id(module)]
         layer.train(module.training)
         _replace(model, name, layer)
+    for name, module in saved.items():
+        _replace(model, name, copies[id(module)].train(module.training))
+    for trained in (*built.values(), *copies.values()):
+        own = trained.trained if isinstance(trained, TrainedCopy) else trained
+        for name, parameter in own.named_parameters():
+            parameter.requires_grad_(isinstance(trained, TrainedCopy) or name in ("lora_A", "lora_B"))
+    for name, parameter in trained_biases(model, bias).items():
+        parameter.requires_grad_(True)
+        model._before_lora["biases"][name] = parameter.detach().clone()
     return model
 
 
-def _trainable_noted(model: nn.Module, targets: dict[str, nn.Module]) -> list[nn.Module]:
-    """The distinct target modules; notes on the model which parameters were trainable, so that `remove_lora` can restore that."""
-    model._trainable_before_lora = [name for name, p in model.named_parameters() if p.requires_grad]
-    return list({id(m): m for m in targets.values()}.values())
+def make_layer(module: nn.Module, r: int, alpha: float, slices: tuple[int, ...] | None = None, **options) -> LoRALayer:
+    """The LoRA layer for this module: `LoRAFusedLinear` where slices of it are named, else the one for its kind."""
+    if slices is not None:
+        return LoRAFusedLinear(module, r, alpha, slices=slices, of=len(QKV), **options)
+    return layer_class(module)(module, r, alpha, **options)
+
+
+def trained_biases(model: nn.Module, bias: str) -> dict[str, nn.Parameter]:
+    """The biases of the base model that train under `bias`, by name."""
+    if bias == "none":
+        return {}
+    adapted = {id(layer.base_layer.bias) for layer in lora_layers(model).values() if getattr(layer.base_layer, "bias", None) is not None}
+    copied = {id(p) for m in model.modules() if isinstance(m, TrainedCopy) for p in m.parameters()}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if (id(p) in adapted) or (bias == "all" and name.rpartition(".")[2] == "bias" and id(p) not in copied)
+    }
 
 
 def find_targets(model: nn.Module, target_modules: str | Iterable[str]) -> dict[str, nn.Module]:
@@ -85,31 +140,52 @@ def find_targets(model: nn.Module, target_modules: str | Iterable[str]) -> dict[
 
     Raises ValueError if nothing matches or if any entry of a list matches nothing; the message suggests names that exist.
     """
-    # With duplicates: a module that stands in two places must be replaced in both.
-    modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if not _inside_lora(model, n)}
-    if isinstance(target_modules, str):
-        if target_modules == "all-linear":
-            head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-            found = {
-                n: m for n, m in modules.items()
-                if isinstance(m, nn.Linear) and m is not head
-                and not isinstance(model.get_submodule(n.rpartition(".")[0]), nn.MultiheadAttention)
-            }
-        else:
-            try:
-                pattern = re.compile(target_modules)
-            except re.error as error:
-                raise ValueError(f"target_modules={target_modules!r} is not a regular expression: {error}") from None
-            found = {n: m for n, m in modules.items() if pattern.fullmatch(n)}
-        if not found:
-            raise ValueError(
-                f"target_modules={target_modules!r} matched none of the model's modules. A string is a regular expression for "
-                f"the whole name; for the end of a name use a list, [{target_modules!r}]. {_suggest(target_modules, modules)}"
-            )
-        return found
-    wanted = list(target_modules)
-    if not wanted:
-        raise ValueError("target_modules is empty; name at least one module, or use 'all-linear'")
+    return {name: module for name, (module, _) in _match(model, target_modules).items()}
+
+
+def _match(model: nn.Module, target_modules, leave_out=()) -> dict[str, tuple[nn.Module, tuple[int, ...] | None]]:
+    """name -> (module, slices of it or None)."""
+    if not isinstance(target_modules, str):
+        entries = list(target_modules)
+        if not entries:
+            raise ValueError("target_modules is empty; name at least one module, or use 'all-linear'")
+        whole = [e for e in entries if ":" not in e]
+        found = dict.fromkeys(_match_list(model, [e.partition(":")[0] for e in entries]))
+        for entry in entries:
+            slices = _slices(entry)
+            for name in _match_list(model, [entry.partition(":")[0]]) if slices is not None else ():
+                if found[name] not in (None, slices) or name in (_match_list(model, whole) if whole else ()):
+                    raise ValueError(f"{name!r} is named twice, with other slices each time; name it once, as in 'c_attn:q,v'")
+                found[name] = slices
+        return {name: (model.get_submodule(name), slices) for name, slices in found.items()}
+    modules = _candidates(model)
+    if target_modules == "all-linear":
+        heads = {id(h) for h in _heads(model)}
+        found = {
+            name: (module, None)
+            for name, module in modules.items()
+            if (isinstance(module, nn.Linear) or is_conv1d(module))
+            and id(module) not in heads
+            and not any(name == s or name.startswith(s + ".") for s in leave_out)
+            and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
+        }
+    else:
+        try:
+            pattern = re.compile(target_modules)
+        except re.error as error:
+            raise ValueError(f"target_modules={target_modules!r} is not a regular expression: {error}") from None
+        found = {name: (module, None) for name, module in modules.items() if pattern.fullmatch(name)}
+    if not found:
+        raise ValueError(
+            f"target_modules={target_modules!r} matched none of the model's modules. A string is a regular expression for "
+            f"the whole name; for the end of a name use a list, [{target_modules!r}]. {_suggest(target_modules, modules)}"
+        )
+    return found
+
+
+def _match_list(model: nn.Module, wanted: list[str]) -> dict[str, nn.Module]:
+    """Whole names or their ends; every entry must match something."""
+    modules = _candidates(model)
     matched = {t: [n for n in modules if n == t or n.endswith("." + t)] for t in wanted}
     silent = [t for t, names in matched.items() if not names]
     if silent:
@@ -120,6 +196,48 @@ def find_targets(model: nn.Module, target_modules: str | Iterable[str]) -> dict[
         )
     names = {n for found in matched.values() for n in found}
     return {n: m for n, m in modules.items() if n in names}
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    # With duplicates: a module that stands in two places must be replaced in both.
+    return {n: m for n, m in model.named_modules(remove_duplicate=False) if not _inside_lora(model, n)}
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    """The output head, which "all-linear" leaves out: it is often tied to the embedding, or fresh and to be trained in full."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        return [head]
+    if hasattr(model, "config") and type(model).__name__.endswith("ForSequenceClassification"):
+        heads = [getattr(model, name) for name in ("score", "classifier") if hasattr(model, name)]
+        return [m for head in heads for m in head.modules()]
+    return []
+
+
+def _slices(entry: str) -> tuple[int, ...] | None:
+    """ "c_attn:q,v" -> (0, 2); None without a colon."""
+    name, colon, letters = entry.partition(":")
+    if not colon:
+        return None
+    parts = [part.strip() for part in letters.split(",")]
+    if not all(part in QKV for part in parts) or len(set(parts)) < len(parts):
+        raise ValueError(
+            f"target {entry!r}: after the colon stand slices of a fused layer, as in '{name}:q,v'; found {letters!r}"
+        )
+    return tuple(sorted(QKV[part] for part in parts))
+
+
+def _by_pattern(pattern: Mapping | None, targets: Iterable[str], default, what: str) -> dict:
+    """The value for each target: that of the first key that matches the end of its name (peft's rule), else the default."""
+    pattern = dict(pattern or {})
+    try:
+        first = {name: next((k for k in pattern if re.fullmatch(rf"(.*\.)?({k})", name)), None) for name in targets}
+    except re.error as error:
+        raise ValueError(f"a key of {what} is not a regular expression: {error}") from None
+    silent = [k for k in pattern if k not in first.values()]
+    if silent:
+        raise ValueError(f"{what}: {_listing(map(repr, silent))} decided for none of the targets, which are {_listing(targets)}")
+    return {name: default if key is None else pattern[key] for name, key in first.items()}
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
@@ -144,31 +262,52 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     for layer in layers.values():
         if not layer.merged:
             with torch.no_grad():
-                layer.base_layer.weight.copy_(layer._merged_weight()[0])
-    return _unwrap(model)
+                layer.base_layer.weight.copy_(layer.merged_weight()[0])
+    return _unwrap(model, trained=True)
 
 
 def remove_lora(model: nn.Module) -> nn.Module:
-    """Drop the adapters and put the plain layers back with W0, bit for bit. Returns the model.
+    """Drop the adapters and put the plain layers back with W0, the old heads and the old biases, bit for bit. Returns the model.
 
     Parameters that were trainable before `apply_lora` are trainable again.
     """
     unmerge(model)
-    return _unwrap(model)
+    with torch.no_grad():
+        for parameter, original in _bias_pairs(model):
+            parameter.copy_(original)
+    return _unwrap(model, trained=False)
 
 
 @contextmanager
 def lora_disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block the model computes as if it had no adapters, merged or not; no weight is touched."""
-    layers = _layers_or_raise(model).values()
+    """Inside the block the model computes as if it had no adapters, merged or not, with its own head and biases again.
+
+    No weight is touched; biases that train (`bias=` of `apply_lora`) are swapped for the block and come back bit for bit.
+    """
+    layers = [*_layers_or_raise(model).values(), *(m for m in model.modules() if isinstance(m, TrainedCopy))]
     before = [layer.disabled for layer in layers]
+    swapped = _bias_pairs(model) if not any(before) else []  # nested blocks have swapped them already
+    trained = [parameter.detach().clone() for parameter, _ in swapped]
     try:
         for layer in layers:
             layer.disabled = True
+        with torch.no_grad():
+            for parameter, original in swapped:
+                parameter.copy_(original)
         yield model
     finally:
         for layer, disabled in zip(layers, before, strict=True):
             layer.disabled = disabled
+        with torch.no_grad():
+            for (parameter, _), value in zip(swapped, trained, strict=True):
+                parameter.copy_(value)
+
+
+def _bias_pairs(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """(bias as it is, bias before training) for the biases that train."""
+    kept = model.__dict__.get("_before_lora", {}).get("biases", {})
+    named = dict(model.named_parameters())
+    return [(named[name], original.to(named[name])) for name, original in kept.items() if name in named]
 
 
 @dataclass(frozen=True)
@@ -196,7 +335,8 @@ def coverage(model: nn.Module) -> Coverage:
     """Report what `apply_lora` did to a model; works on a model without LoRA, too."""
     layers = lora_layers(model)
     bases = {id(layer.base_layer) for layer in layers.values()}
-    unmatched = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in bases]
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)]
+    unmatched = [n for n, m in linear if id(m) not in bases and not isinstance(m, LoRALayer)]
     factors = {id(p) for layer in layers.values() for p in (layer.lora_A, layer.lora_B)}
     elsewhere = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in factors]
     count = count_parameters(model)
@@ -210,16 +350,16 @@ def _layers_or_raise(model: nn.Module) -> dict[str, LoRALayer]:
     return layers
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    places = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, LoRALayer)]
+def _unwrap(model: nn.Module, trained: bool) -> nn.Module:
+    places = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, LoRALayer | TrainedCopy)]
     if any(name == "" for name, _ in places):
         return places[0][1].base_layer
     for name, layer in places:
-        _replace(model, name, layer.base_layer.train(layer.training))
-    trainable = set(model.__dict__.pop("_trainable_before_lora", ()))
+        plain = layer.trained if trained and isinstance(layer, TrainedCopy) else layer.base_layer
+        _replace(model, name, plain.train(layer.training))
+    before = set(model.__dict__.pop("_before_lora", {}).get("trainable", ()))
     for name, parameter in model.named_parameters():
-        if name in trainable:
-            parameter.requires_grad_(True)
+        parameter.requires_grad_(name in before)
     return model
 
 
@@ -231,7 +371,28 @@ def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
 def _inside_lora(model: nn.Module, name: str) -> bool:
     """True for the modules that a LoRA layer owns (its base layer, its dropout): they are no targets."""
     parts = name.split(".")
-    return any(isinstance(model.get_submodule(".".join(parts[:k])), LoRALayer) for k in range(len(parts)))
+    return any(isinstance(model.get_submodule(".".join(parts[:k])), LoRALayer | TrainedCopy) for k in range(len(parts)))
+
+
+def _refuse_unfit(model: nn.Module, targets: dict) -> None:
+    if "" in targets:
+        raise ValueError("the model is itself the target, so there is no parent to put the new layer into; use LoRALinear(model, ...)")
+    for name, (module, slices) in targets.items():
+        if layer_class(module) is None:
+            raise TypeError(
+                f"target {name!r} is a {type(module).__name__}; LoRA is available for Linear, Conv1D, Embedding and Conv2d layers. "
+                "Name the layers inside it, or use target_modules='all-linear'"
+            )
+        if isinstance(module, nn.Conv2d) and module.groups != 1:
+            raise ValueError(f"target {name!r} is a grouped Conv2d (groups={module.groups}), which can't be adapted")
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            raise ValueError(f"target {name!r} is an Embedding with max_norm, which rescales its own weight and so can't be frozen")
+        if slices is not None:
+            out = module.weight.shape[1 if is_conv1d(module) else 0]
+            if not (isinstance(module, nn.Linear) or is_conv1d(module)) or out % len(QKV):
+                raise TypeError(
+                    f"target {name!r} is no fused q|k|v layer: {type(module).__name__} with {out} outputs, not 3 equal slices"
+                )
 
 
 def _refuse_bypassed(model: nn.Module, targets: dict[str, nn.Module]) -> None:

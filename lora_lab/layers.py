@@ -7,8 +7,8 @@
     x   (..., in)   input                                   scaling = alpha / r
 
 The update is ΔW = scaling * B @ A, of shape (out, in) and rank at most r. `forward` never builds it: it multiplies by A,
-then by B, which costs r (in + out) multiplications a token instead of in * out. Weights change in `merge`, `unmerge` and
-optimizer steps, nowhere else.
+then by B, which costs r (in + out) multiplications a token instead of in * out. Weights change in `merge`, `unmerge` (see
+merging.py) and optimizer steps, nowhere else.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .merging import MergeableLayer
 
-class LoRALayer(nn.Module):
+
+class LoRALayer(MergeableLayer):
     """What all LoRA layers share: the factors, the scaling, merging, switching off.
 
     base_layer     the adopted layer; its parameters are frozen here
@@ -35,26 +37,20 @@ class LoRALayer(nn.Module):
     Raises TypeError or ValueError, before anything is changed, when an argument is not of this kind.
     """
 
-    def __init__(self, base_layer, in_features, out_features, r, alpha, dropout=0.0, rslora=False, adapter_dtype=None):
-        if isinstance(base_layer, LoRALayer):
-            raise TypeError(
-                "this layer already carries a LoRA adapter; remove it first (remove_lora), or train the one it has"
-            )
+    stored_transposed = False  # whether the base keeps its weight as (in, out)
+
+    def __init__(self, base_layer, shape_A, shape_B, r, alpha, dropout=0.0, rslora=False, adapter_dtype=None):
         check_settings(r, alpha, dropout, adapter_dtype)
         super().__init__()
         weight = base_layer.weight
         self.base_layer = base_layer.requires_grad_(False)
-        self.in_features, self.out_features = in_features, out_features
         self.r, self.rslora = int(r), bool(rslora)
         self._alpha = float(alpha)
         self.disabled = False
         self.lora_dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
         factory = {"device": weight.device, "dtype": adapter_dtype or weight.dtype}
-        self.lora_A = nn.Parameter(torch.empty(self.r, in_features, **factory))
-        self.lora_B = nn.Parameter(torch.empty(out_features, self.r, **factory))
-        # A buffer, so that .to(device) moves it; not persistent, so that files never see it.
-        self.register_buffer("_unmerged_weight", None, persistent=False)
-        self.swallowed = 0.0
+        self.lora_A = nn.Parameter(torch.empty(shape_A, **factory))
+        self.lora_B = nn.Parameter(torch.empty(shape_B, **factory))
         # nn.TransformerEncoderLayer's fast path in eval mode reads .weight and never calls this layer; a hook on any
         # layer inside it turns that path off.
         self.register_forward_pre_hook(_be_called)
@@ -66,7 +62,7 @@ class LoRALayer(nn.Module):
         The paper says Gaussian for A; its code, and peft's, draw Kaiming-uniform with a=sqrt(5), which is this interval.
         With both zero no gradient would ever flow: that of A is proportional to B, that of B to A.
         """
-        self._refuse_while_merged("reset_lora")
+        self.refuse_while_merged("reset_lora")
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
 
@@ -76,7 +72,7 @@ class LoRALayer(nn.Module):
 
     @alpha.setter
     def alpha(self, value: float) -> None:
-        self._refuse_while_merged("changing alpha")
+        self.refuse_while_merged("changing alpha")
         check_settings(self.r, value)
         self._alpha = float(value)
 
@@ -94,17 +90,17 @@ class LoRALayer(nn.Module):
     def bias(self) -> Tensor | None:
         return self.base_layer.bias
 
-    @property
-    def merged(self) -> bool:
-        return self._unmerged_weight is not None
+    def full_B(self) -> Tensor:
+        """B as it stands in ΔW = scaling * B @ A; only `LoRAFusedLinear` stores it otherwise."""
+        return self.lora_B
 
     def delta_weight(self) -> Tensor:
-        """ΔW = scaling * lora_B @ lora_A, shape (out, in)."""
-        return self.scaling * (self.lora_B @ self.lora_A)
+        """ΔW = scaling * B @ A, shape (out, in), whatever the layout of the base weight."""
+        return self.scaling * (self.full_B() @ self.lora_A)
 
     def to_base_layout(self, delta: Tensor) -> Tensor:
-        """ΔW (out, in) as the base layer stores its weight; layers that store a transpose override this."""
-        return delta
+        """ΔW (out, in) in the shape in which the base layer stores its weight."""
+        return delta.T if self.stored_transposed else delta.view(self.base_layer.weight.shape)
 
     def add_update(self, y: Tensor, x: Tensor) -> Tensor:
         """y + scaling * B A dropout(x), without building ΔW."""
@@ -112,93 +108,9 @@ class LoRALayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.merged:
-            return self._forward_merged(x)
+            return self.forward_merged(x)
         y = self.base_layer(x)
         return y if self.disabled else self.add_update(y, x)
-
-    def _forward_merged(self, x: Tensor) -> Tensor:
-        if self.disabled:  # the base's own function, without touching a weight
-            return torch.func.functional_call(self.base_layer, {"weight": self._unmerged_weight}, (x,))
-        if self.training and torch.is_grad_enabled() and (self.lora_A.requires_grad or self.lora_B.requires_grad):
-            raise RuntimeError(
-                "training a merged layer: A and B would get no gradient, because their product already lies in the "
-                "weight. Call unmerge() first (or eval() if you only want to evaluate)"
-            )
-        if self._versions() != self._merged_versions:
-            raise RuntimeError(
-                "lora_A, lora_B or the weight was edited while merged, so the merged weight no longer says W0 + ΔW. "
-                "Call unmerge() before editing, merge() afterwards"
-            )
-        return self.base_layer(x)
-
-    @torch.no_grad()
-    def merge(self) -> float:
-        """Write W0 + ΔW into the base weight, keep W0 aside (one copy in memory), and say what rounding cost.
-
-        Returns the share of ΔW that the weight's dtype swallowed, ‖(W_merged - W0) - ΔW‖ / ‖ΔW‖ in Frobenius norms:
-        about 1e-5 in float32, easily 0.3 in bfloat16, when ‖ΔW‖ is 0.5 % of ‖W0‖. Merging a merged layer changes
-        nothing and returns the same number.
-        """
-        if not self.merged:
-            weight = self.base_layer.weight
-            merged, self.swallowed = self._merged_weight()
-            self._unmerged_weight = weight.detach().clone()
-            weight.copy_(merged)
-            self._merged_versions = self._versions()
-        return self.swallowed
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Put W0 back, bit for bit. Does nothing on a layer that is not merged.
-
-        Raises RuntimeError if the weight was edited meanwhile: putting W0 back would lose that edit without a word.
-        """
-        if not self.merged:
-            return
-        if self._versions()[2] != self._merged_versions[2]:
-            raise RuntimeError(
-                "the weight was edited while merged; unmerge() would throw that edit away. "
-                "merge_and_unload(model) keeps it and drops the adapter"
-            )
-        self.base_layer.weight.copy_(self._unmerged_weight)
-        self._unmerged_weight = None
-
-    def _merged_weight(self) -> tuple[Tensor, float]:
-        """W0 + ΔW in the weight's dtype, added in float32 or better, and the share of ΔW that rounding swallowed."""
-        weight = self.base_layer.weight
-        exact = torch.promote_types(torch.promote_types(weight.dtype, self.lora_A.dtype), torch.float32)
-        delta = self.to_base_layout(self.scaling * (self.lora_B.to(exact) @ self.lora_A.to(exact)))
-        merged = (weight.to(exact) + delta).to(weight.dtype)
-        norm = torch.linalg.vector_norm(delta).item()
-        lost = torch.linalg.vector_norm(merged.to(exact) - weight.to(exact) - delta).item()
-        return merged, lost / norm if norm > 0 else 0.0
-
-    def _versions(self) -> tuple[tuple[int, int], ...]:
-        """torch counts in-place edits of a tensor; equal counts mean that nobody wrote to it."""
-        # With the tensor's identity: a parameter that was replaced may have the same count.
-        return tuple((id(t), t._version) for t in (self.lora_A, self.lora_B, self.base_layer.weight))
-
-    def _refuse_while_merged(self, what: str) -> None:
-        if getattr(self, "_unmerged_weight", None) is not None:
-            raise RuntimeError(f"{what} while merged would have no effect on the merged weight; call unmerge() first")
-
-    def state_dict(self, *args, destination=None, prefix="", keep_vars=False):
-        """As for any module, but a merged layer saves W0: loading W0 + ΔW next to A and B would count ΔW twice."""
-        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-        if self.merged:
-            # torch calls this with destination and prefix, by position or by name, for a layer inside a model.
-            prefix = args[1] if len(args) > 1 else prefix
-            state[prefix + "base_layer.weight"] = self._unmerged_weight
-        return state
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        self.unmerge()  # files hold W0, A and B; a layer that is being loaded takes them as they are
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        if self.merged:  # a copy's tensors count their edits afresh
-            self._merged_versions = self._versions()
 
     def extra_repr(self) -> str:
         scale = "alpha / sqrt(r)" if self.rslora else "alpha / r"
@@ -218,26 +130,124 @@ class LoRALinear(LoRALayer):
     (torch.Size([4, 64]), torch.Size([10, 4]), 296)
     """
 
-    def __init__(self, base_layer: nn.Linear, r: int, alpha: float, dropout=0.0, rslora=False, adapter_dtype=None):
-        if not isinstance(base_layer, nn.Linear) and not isinstance(base_layer, LoRALayer):
-            raise TypeError(f"LoRALinear adapts an nn.Linear; found {type(base_layer).__name__}")
-        super().__init__(
-            base_layer, base_layer.in_features, base_layer.out_features, r, alpha, dropout, rslora, adapter_dtype
-        )
+    def __init__(self, base_layer: nn.Linear, r: int, alpha: float, **options):
+        check_base(self, base_layer, isinstance(base_layer, nn.Linear), "an nn.Linear")
+        out, inputs = base_layer.weight.shape
+        super().__init__(base_layer, (r, inputs), (out, r), r, alpha, **options)
 
     def add_update(self, y: Tensor, x: Tensor) -> Tensor:
-        x, A, B = self.lora_dropout(x), self.lora_A, self.lora_B
+        x, A, B = self.lora_dropout(x), self.lora_A, self.full_B()
         if A.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             # Factors in another precision than the base: compute the update in theirs, round once at the end.
             return y + (self.scaling * F.linear(F.linear(x.to(A.dtype), A), B)).to(y.dtype)
         h = F.linear(x, A)  # (..., r)
         # One call that scales, multiplies and adds: one (tokens, out) tensor is made instead of three.
-        update = h.reshape(-1, self.r), B.t()
-        return torch.addmm(y.reshape(-1, self.out_features), *update, alpha=self.scaling).view(y.shape)
+        update = h.reshape(-1, h.shape[-1]), B.t()
+        return torch.addmm(y.reshape(-1, y.shape[-1]), *update, alpha=self.scaling).view(y.shape)
+
+
+class LoRAConv1D(LoRALinear):
+    """The same for transformers' `Conv1D` (GPT-2), which is a linear layer with its weight stored as (in, out) = W0ᵀ."""
+
+    stored_transposed = True
+
+    def __init__(self, base_layer: nn.Module, r: int, alpha: float, **options):
+        check_base(self, base_layer, is_conv1d(base_layer), "transformers' Conv1D")
+        inputs, out = base_layer.weight.shape
+        LoRALayer.__init__(self, base_layer, (r, inputs), (out, r), r, alpha, **options)
+
+
+class LoRAFusedLinear(LoRALinear):
+    """Chosen slices of a fused layer, each with its own A and B: the paper's "W_q and W_v" where q, k, v are one matrix.
+
+        ΔW = scaling * [B_q A_q; 0; B_v A_v]   for slices=(0, 2) of 3: rows of k stay zero, rank at most 2 r
+
+    base_layer: nn.Linear or Conv1D with `of` equal slices of width out / of along its output.
+    lora_A (n r, in) and lora_B (n out / of, r) hold the n slices' factors stacked: r (n in + n out / of) parameters,
+    4 r d for q and v of GPT-2's c_attn, as many as one adapter of rank r for the whole of it, but another function.
+    """
+
+    def __init__(self, base_layer: nn.Module, r: int, alpha: float, slices=(0, 2), of: int = 3, **options):
+        check_base(self, base_layer, is_conv1d(base_layer) or isinstance(base_layer, nn.Linear), "an nn.Linear or Conv1D")
+        inputs, out = base_layer.weight.shape if is_conv1d(base_layer) else reversed(base_layer.weight.shape)
+        self_slices = tuple(sorted(set(slices)))
+        if out % of or not self_slices or not set(self_slices) <= set(range(of)):
+            raise ValueError(f"asked for slices {tuple(slices)} of {of}; the layer has {out} outputs, so slices are 0 to {of - 1}")
+        n, width = len(self_slices), out // of
+        self.slices, self.of = self_slices, of
+        LoRALayer.__init__(self, base_layer, (n * r, inputs), (n * width, r), r, alpha, **options)
+        self.stored_transposed = is_conv1d(base_layer)
+
+    def full_B(self) -> Tensor:
+        """(out, n r): block k of the columns belongs to slice k, all else is zero."""
+        n, r = len(self.slices), self.r
+        blocks = self.lora_B.view(n, -1, r)
+        full = blocks.new_zeros(self.of, blocks.shape[1], n, r)
+        for k, place in enumerate(self.slices):
+            full[place, :, k] = blocks[k]
+        return full.view(-1, n * r)
+
+
+class LoRAEmbedding(LoRALayer):
+    """A frozen `nn.Embedding` (tokens, dim), whose weight is W0ᵀ: y = W0 e_x + scaling * B A e_x, e_x the x-th unit vector.
+
+    A (r, tokens) starts at zero and B (dim, r) normal, as in loralib and peft: A x is a look-up, so B learns from all
+    tokens and only the rows of A that occur get a gradient. There is no dropout: x holds numbers of tokens.
+    """
+
+    stored_transposed = True
+
+    def __init__(self, base_layer: nn.Embedding, r: int, alpha: float, **options):
+        check_base(self, base_layer, isinstance(base_layer, nn.Embedding), "an nn.Embedding")
+        if base_layer.max_norm is not None:
+            raise ValueError("an Embedding with max_norm rescales its weight in forward; it can't be kept frozen")
+        tokens, dim = base_layer.weight.shape
+        super().__init__(base_layer, (r, tokens), (dim, r), r, alpha, **options)
+
+    def reset_lora(self) -> None:
+        self.refuse_while_merged("reset_lora")
+        nn.init.zeros_(self.lora_A)
+        nn.init.normal_(self.lora_B)
+
+    @property
+    def bias(self) -> None:
+        return None
+
+    def add_update(self, y: Tensor, x: Tensor) -> Tensor:
+        h = F.embedding(x, self.lora_A.T, self.base_layer.padding_idx, scale_grad_by_freq=self.base_layer.scale_grad_by_freq)
+        return y + (self.scaling * F.linear(h, self.lora_B)).to(y.dtype)
+
+
+class LoRAConv2d(LoRALayer):
+    """A frozen `nn.Conv2d` (out, channels, kh, kw): a convolution with r filters A, then a 1 x 1 convolution B.
+
+    A (r, channels kh kw), B (out, r); ΔW = scaling * B @ A, viewed as (out, channels, kh, kw). Stride, padding, padding
+    mode and dilation are the base's. Grouped convolutions are refused: their ΔW would have blocks of zeros that B A has not.
+    """
+
+    def __init__(self, base_layer: nn.Conv2d, r: int, alpha: float, **options):
+        check_base(self, base_layer, isinstance(base_layer, nn.Conv2d), "an nn.Conv2d")
+        if base_layer.groups != 1:
+            raise ValueError(f"grouped convolutions can't be adapted; found groups={base_layer.groups}")
+        out, *filters = base_layer.weight.shape
+        super().__init__(base_layer, (r, math.prod(filters)), (out, r), r, alpha, **options)
+
+    def add_update(self, y: Tensor, x: Tensor) -> Tensor:
+        A = self.lora_A.view(self.r, *self.base_layer.weight.shape[1:])
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(A.dtype)
+        h = self.base_layer._conv_forward(self.lora_dropout(x), A, None)  # with the base's stride, padding, dilation
+        return y + (self.scaling * F.conv2d(h, self.lora_B[:, :, None, None])).to(y.dtype)
 
 
 def _be_called(module, inputs):
     """A hook that does nothing."""
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is transformers' Conv1D, known by its (in, out) weight and its `nf`, without importing transformers."""
+    weight = getattr(module, "weight", None)
+    return hasattr(module, "nf") and isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[1] == module.nf
 
 
 def check_settings(r: int, alpha: float, dropout: float = 0.0, adapter_dtype: torch.dtype | None = None) -> None:
@@ -252,3 +262,27 @@ def check_settings(r: int, alpha: float, dropout: float = 0.0, adapter_dtype: to
         raise ValueError(f"dropout is a probability, 0 <= dropout < 1; found {dropout!r}")
     if adapter_dtype is not None and not adapter_dtype.is_floating_point:
         raise TypeError(f"A and B are trained, so adapter_dtype is a floating-point type; found {adapter_dtype}")
+
+
+def check_base(layer: LoRALayer, base_layer: nn.Module, fits: bool, what: str) -> None:
+    """Raise TypeError unless the base is of the kind that this layer adapts, and carries no adapter yet."""
+    if isinstance(base_layer, LoRALayer):
+        raise TypeError(
+            "this layer already carries a LoRA adapter; remove it first (remove_lora), or train the one it has"
+        )
+    if not fits:
+        raise TypeError(f"{type(layer).__name__} adapts {what}; found {type(base_layer).__name__}")
+
+
+# Which layer adapts which base, asked in this order.
+KINDS = (
+    (lambda base: isinstance(base, nn.Linear), LoRALinear),
+    (is_conv1d, LoRAConv1D),
+    (lambda base: isinstance(base, nn.Embedding), LoRAEmbedding),
+    (lambda base: isinstance(base, nn.Conv2d), LoRAConv2d),
+)
+
+
+def layer_class(base: nn.Module) -> type[LoRALayer] | None:
+    """The LoRA layer for this kind of base layer, or None if there is none."""
+    return next((kind for fits, kind in KINDS if fits(base)), None)

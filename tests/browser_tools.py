@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from lora_lab.course.builder import notebook_text
 
-TOKEN = "browser-test"  # the server listens on this machine alone and lives for a minute
+TOKEN = secrets.token_hex(16)
 PATIENCE = 60  # seconds for one step: a kernel that imports torch on a busy machine takes 20
 CHROMIUM = ("/usr/bin/chromium", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Without a sandbox it also runs as root in a container; the rest keeps it from asking the network for anything.

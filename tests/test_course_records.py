@@ -99,6 +99,23 @@ def test_a_full_disk(said, tmp_path):
     assert len(store.read()) == 1 and len(said) == 1
 
 
+def test_a_write_that_stops_halfway(make, said, monkeypatch):
+    store, write = make("a/records.jsonl", "b/records.jsonl"), os.write
+
+    def half(handle, line):
+        return write(handle, line[:9] if store.path.parent.name == "a" else line)
+
+    monkeypatch.setattr(records.os, "write", half)
+    store.add("check", exercise="0.1")
+    assert store.path.parent.name == "b" and len(store.read()) == 1 and len(said) == 1
+
+
+def test_a_notice_is_said_once(make, said):
+    store = make()
+    store.notice("full"), store.notice("full"), store.notice("other")
+    assert said == ["full", "other"]
+
+
 def test_where_it_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("LORA_LAB_RECORDS", raising=False)

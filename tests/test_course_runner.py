@@ -258,6 +258,45 @@ def test_answers_are_plain():
     assert type(ask(lambda x: np.float32(0.5))["y"]) is float and ask(lambda x: (1, [True, None]))["y"] == [1, [True, None]]
 
 
+def test_an_answer_is_a_snapshot():
+    class Counter:
+        def __init__(self):
+            self.array, self.tensor = np.zeros(2), torch.zeros(2)
+
+        def step(self):
+            self.array += 1
+            self.tensor += 1
+
+    s = Script()
+    counter = s.call()
+    s.send("before", [s.get(counter, "array"), s.get(counter, "tensor")])
+    s.method(counter, "step")
+    assert [a.tolist() for a in run_script(s, Counter)["before"]] == [[0, 0], [0, 0]]
+
+
+def test_an_exception_kept_from_an_earlier_run_does_not_strike_a_later_one():
+    kept, before = [], sys.gettrace()
+
+    def collector(x):
+        while True:
+            try:
+                while True:
+                    pass
+            except BaseException as error:
+                kept.append(error)
+                raise
+
+    assert ask(collector, seconds=0.1).error.kind == "time"
+
+    def innocent(x):
+        kept.clear()
+        for _ in range(100):
+            pass
+        return x
+
+    assert ask(innocent).error is None and sys.gettrace() is before
+
+
 @pytest.mark.parametrize(("answer", "named"), [
     (object(), "an object"), ({1, 2}, "a set"), (nn.Linear, "the class Linear"), (1j, "a complex"), (b"x", "a bytes"),
     (np.array(["a"]), "<U1"), (torch.ones(2, dtype=torch.complex64), "complex64"), (torch.ones(2).to_sparse(), "sparse"),

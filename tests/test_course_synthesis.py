@@ -94,6 +94,12 @@ def test_parallel_bases_give_no_false_name():
     assert explain(probes(lambda s, r, a: 3 * s["W0x"], extra=twin)).text == "3·W0x"
 
 
+def test_the_tiny_difference_of_two_bases_explains_nothing():
+    rng = np.random.default_rng(0)
+    base, other = rng.normal(size=(5, 11)), rng.normal(size=(5, 11))
+    assert explain(Probe(base + 1e-5 * other, {"one": base, "two": base + 1e-9 * other})) is None      # (1 - 1e4)·one + 1e4·two
+
+
 def test_bases_that_cannot_matter_are_left_out():
     extra = {"zero": lambda s: np.zeros((5, 11)), "small": lambda s: np.ones(3), "nan": lambda s: s["b"] * np.nan}
     found = explain(probes(FORMULAS["W0x + (alpha/r)·BAx"], extra=lambda s: {name: make(s) for name, make in extra.items()}))

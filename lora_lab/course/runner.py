@@ -30,6 +30,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,13 @@ class TimeLimit(BaseException):
     # it: the two moments at which that thread can be told to go on raising.
     def __init__(self):
         super().__init__()
-        _insist(sys._getframe(1))
+        self.guard = _guards.get(threading.get_ident())
+        if self.guard is not None and self.guard.active:
+            self.guard.insist(sys._getframe(1))
 
     def __del__(self):
-        _insist(sys._getframe(1))
+        if self.guard is not None and self.guard.active and self.guard.thread == threading.get_ident():
+            self.guard.insist(sys._getframe(1))
 
 
 class ProbeError(Exception):
@@ -160,6 +164,7 @@ def run_script(script: Script, student, seconds: float = SECONDS) -> Answers:
         raise error
     if error is not None:
         run.answers.error = _describe(error, seconds)
+        _let_go(error)
     run.answers.changed_inputs = run.changed_inputs()
     return run.answers
 
@@ -446,11 +451,6 @@ def _call_with_limit(function: Callable[[], None], seconds: float) -> BaseExcept
 _guards: dict[int, _Guard] = {}        # by thread
 
 
-def _insist(frame) -> None:
-    guard = _guards.get(threading.get_ident()) if _guards else None
-    if guard is not None:
-        guard.insist(frame)
-
 
 class _Guard:
     """Raises TimeLimit in the current thread once `seconds` are over, every AGAIN seconds until stopped."""
@@ -465,21 +465,25 @@ class _Guard:
         self.alarm = on_main and hasattr(signal, "setitimer")
 
     def start(self):
+        """Struck halfway, it leaves what `stop` needs: everything is noted before anything is started."""
         self.outer, self.old_trace = _guards.get(self.thread), sys.gettrace()
+        if self.alarm:
+            self.began, self.old_timer = time.monotonic(), (0.0, 0.0)
+            self.old_handler = signal.getsignal(signal.SIGALRM) or signal.SIG_DFL
         _guards[self.thread] = self
         self.active = True
         self.running.acquire()
         self.watchdog.start()
         if self.alarm:
-            self.began = time.monotonic()
-            self.old_handler = signal.signal(signal.SIGALRM, self._ring)
+            signal.signal(signal.SIGALRM, self._ring)
             self.old_timer = signal.setitimer(signal.ITIMER_REAL, self.seconds, AGAIN)
 
     def _ring(self, number, frame):
         raise TimeLimit
 
     def _watch(self):
-        wait = self.seconds
+        # The alarm comes first where there is one; a wait of half a step more keeps the two from striking together.
+        wait = self.seconds + (1.5 * AGAIN if self.alarm else 0.0)
         while not self.running.acquire(timeout=wait):
             self._fire()
             wait = AGAIN
@@ -490,15 +494,14 @@ class _Guard:
 
     def insist(self, frame):
         """Trace all frames from `frame` down to ours, and those to come."""
-        if not self.active:
-            return
         while frame is not None and frame.f_code.co_filename != __file__:
             frame.f_trace = self._again
             frame = frame.f_back
         sys.settrace(self._again)
 
     def _again(self, frame, event, arg):
-        if not self.active or frame.f_code.co_filename == __file__:
+        # Libraries are spared: raised in a weakref's callback, say, it would only be printed as "Exception ignored".
+        if not self.active or _is_library(frame.f_code.co_filename):
             return None
         if event not in ("line", "call"):
             return self._again
@@ -520,9 +523,9 @@ class _Guard:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _stop_watchdog(self):
-        if self.watchdog.is_alive():
-            with contextlib.suppress(RuntimeError):            # released already, in an earlier try
-                self.running.release()
+        with contextlib.suppress(RuntimeError):                # released already, in an earlier try
+            self.running.release()
+        with contextlib.suppress(RuntimeError):                # not started yet: it will find the lock free, and end
             self.watchdog.join()
 
     def _stop_trace(self):
@@ -615,6 +618,12 @@ def _describe(error: BaseException, seconds: float) -> Error:
     return Error(kind, type(error).__name__, _message(error), where)
 
 
+def _let_go(error: BaseException | None) -> None:
+    """Cut the cycle exception - traceback - frame - exception, so that the student's tensors are freed at once."""
+    while error is not None:
+        error.__traceback__, error.__context__, error = None, None, error.__context__
+
+
 def _message(error: BaseException) -> str:
     try:
         text = str(error)
@@ -648,6 +657,7 @@ def _last_student_frame(error: BaseException) -> tuple[Where | None, bool]:
     return None, False
 
 
+@cache
 def _is_library(file: str) -> bool:
     if file.startswith(("<frozen", "<__array_function__")) or "site-packages" in file or "dist-packages" in file:
         return True

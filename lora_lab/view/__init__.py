@@ -1,5 +1,6 @@
 """Figures, live views and the plotting style. matplotlib and ipywidgets are imported when the first of them is drawn, not here."""
 
+from lora_lab.view.explorer import plot_photographs, rank_explorer
 from lora_lab.view.figures import plot_confusion, plot_images, plot_losses, plot_matrices, plot_spread
 from lora_lab.view.style import save_png, show, style
 from lora_lab.view.widgets import volume_knob, volume_strip
@@ -9,7 +10,9 @@ __all__ = [
     "plot_images",
     "plot_losses",
     "plot_matrices",
+    "plot_photographs",
     "plot_spread",
+    "rank_explorer",
     "save_png",
     "show",
     "style",
