@@ -81,7 +81,10 @@ def apply_lora(
     ranks = _by_pattern(rank_pattern, targets, r, "rank_pattern")
     alphas = _by_pattern(alpha_pattern, targets, alpha, "alpha_pattern")
     for name in targets:
-        check_settings(ranks[name], alphas[name])
+        try:
+            check_settings(ranks[name], alphas[name])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"rank_pattern or alpha_pattern, for {name!r}: {error}") from None
     modules = {name: module for name, (module, _) in targets.items()}
     _refuse_unfit(model, targets)
     _refuse_bypassed(model, modules)

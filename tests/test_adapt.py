@@ -261,7 +261,7 @@ REFUSALS = {
     "sliced twice": (model, {"target_modules": ["q_proj:q", "q_proj:v"]}, ["q_proj", "twice"]),
     "rank pattern for nobody": (model, {"target_modules": ["q_proj"], "rank_pattern": {"v_proj": 3}}, ["rank_pattern", "v_proj", "q_proj"]),
     "alpha pattern for nobody": (model, {"target_modules": ["q_proj"], "alpha_pattern": {"k_proj": 3}}, ["alpha_pattern", "k_proj"]),
-    "a rank in a pattern": (model, {"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 0}}, ["r must be at least 1", "found 0"]),
+    "a rank in a pattern": (model, {"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 0}}, ["rank_pattern", "q_proj", "found 0"]),
     "unknown bias": (model, {"target_modules": ["q_proj"], "bias": "some"}, ["bias", "some", "lora_only"]),
     "nothing to save": (model, {"target_modules": ["q_proj"], "modules_to_save": ["haed"]}, ["haed", "head"]),
     "container": (model, {"target_modules": ["mlp"]}, ["mlp", "Sequential"]),

@@ -153,12 +153,16 @@ def test_an_endless_loop_ends(said, monkeypatch):
     assert "stopped" in text and "still running after 0.2 seconds" in text and "loop, line" in text
 
 
+def test_forgotten_quotes_do_no_harm(said):
+    assert check(0.1, right)
+
+
 @pytest.mark.parametrize(("arguments", "part"), [
     (("0.1",), "Say what is to be checked: `check(\"0.1\", row_mean)`"), (("0.1", torch.ones(3)), "result of a call (a tensor)"),
     (("0.1", "row_mean"), "without quotes"), (("0.1", None), "That is None"), (("0.1", right, 3), "without its arguments"),
     (("0.1", ...), "in place of the dots"), (("0.2", Box()), "Give the class itself"), (("0.1", 3.5), "a float"),
     (("0.7", right), "no exercise '0.7'; there are: 0.1, 0.2"), (("9.1", right), "there are: 0.1, 0.2, 2b.1"),
-    ((right,), "comes first, in quotes"), ((right, "0.1"), "comes first, in quotes"), ((0.1, right), "no exercise 0.1"),
+    ((right,), "comes first, in quotes"), ((right, "0.1"), "comes first, in quotes"), ((0.7, right), "no exercise '0.7'"),
 ])
 def test_a_wrong_call_is_a_card_and_no_attempt(arguments, part, said, recorded):
     assert not check(*arguments)

@@ -212,8 +212,8 @@ def test_closed_forms_at_any_scale(scale):
 
 @settings(deadline=None, max_examples=60)
 @given(S=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20))
-def test_ranks_are_ordered(S):
-    """1 <= stable rank <= exp(2 H_... ) aside: both lie between 1 and the number of values, and ignore scale and zeros."""
+def test_ranks_by_their_definitions(S):
+    """Both lie between 1 and the number of values, and ignore scale and zeros; values by numpy."""
     S = torch.tensor(sorted(S, reverse=True), dtype=torch.float64)
     for rank in (effective_rank, stable_rank):
         value = rank(S).item()
@@ -266,11 +266,9 @@ def test_similarity_of_known_subspaces():
     np.testing.assert_allclose(phi, wanted, rtol=0, atol=1e-12)  # gaps are 1 of 5: a few eps
     left = subspace_similarity(torch.from_numpy(M).mT, torch.from_numpy(U[:, :2] * [2.0, 1.0]).mT, 2, 2).numpy()
     np.testing.assert_allclose(left, [[1, 1], [1, 1]], rtol=0, atol=1e-12)  # left vectors by transposing
-    orthogonal = np.linalg.svd(np.vstack([V.T, normal(2, 50)]))[2][4:6]
-    none = subspace_similarity(torch.from_numpy(M), torch.from_numpy(orthogonal * [[2.0], [1.0]]), 4, 2)
-    assert none.abs().max() < 1  # two random directions: some overlap
-    null = np.linalg.svd(V.T)[2][4:7] * [[3.0], [2.0], [1.0]]
-    np.testing.assert_allclose(subspace_similarity(torch.from_numpy(M), torch.from_numpy(null), 4, 3), 0, atol=1e-24)
+    unread = np.linalg.svd(V.T)[2][4:7] * [[3.0], [2.0], [1.0]]  # three directions that M does not read
+    none = subspace_similarity(torch.from_numpy(M), torch.from_numpy(unread), 4, 3)
+    np.testing.assert_allclose(none, 0, atol=1e-24)  # squares of some eps
 
 
 def test_similarity_reads_the_update_through_its_factors():
@@ -287,7 +285,7 @@ def test_similarity_reads_the_update_through_its_factors():
 
 @pytest.mark.parametrize(("i", "j", "d"), [(8, 64, 512), (1, 1, 32), (5, 3, 48)])
 def test_random_subspaces_overlap_by_max_over_d(i, j, d):
-    seeds = 20 if d > 100 else 400
+    seeds = 80 if d > 100 else 400
     values = []
     for seed in range(seeds):
         A, B = torch.from_numpy(normal(i, d, seed=seed)), torch.from_numpy(normal(j, d, seed=10_000 + seed))

@@ -326,6 +326,8 @@ def _short(text: str, length: int = 48) -> str:
 def _find(id, what: str) -> Exercise | Prediction | None:
     """The exercise or prediction, or None and a card that says what exists."""
     global _last_lab
+    if isinstance(id, float):  # check(2.1, ...): the quotes forgotten, the meaning clear
+        id = str(id)
     try:
         found = {"exercise": registry.find_exercise, "prediction": registry.find_prediction}[what](id)
     except KeyError as error:

@@ -361,7 +361,10 @@ def _step(target, part: str):
     except AttributeError:
         pass
     if target is None:
-        raise ProbeError(f"expected something with {part!r}, found None: is a `return` missing?")
+        raise ProbeError("expected a result, found None: is a `return` missing?")
+    if part.isdigit() and not isinstance(target, Mapping):
+        found = f"{len(target)} values" if isinstance(target, (list, tuple)) else f"{_a(target)}"
+        raise ProbeError(f"expected {int(part) + 1} or more values, as in `return A, B`, found {found}")
     if isinstance(target, Mapping):
         there = list(map(str, target))
     elif isinstance(target, nn.Module):

@@ -18,10 +18,11 @@ from lora_lab.view.style import COLOURS, FONT, GRID, INK, MUTED, PAPER, THEMES, 
 from lora_lab.view.widgets import headless
 
 BYTES = 4  # a number stored as float32
-WIDE, HIGH = 340, 240  # of the chart, in CSS pixels
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 38  # its margins
+WIDE, HIGH = 340, 250  # of the chart, in CSS pixels
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 28, 40  # its margins
 STOPS = (1, 2, 5, 10, 20, 50, 100, 200)  # the ranks of the twin that stands still
 AUTO = THEMES["auto"]
+UNSEEN = "position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%)"  # read out; the figures show the same
 
 
 def rank_explorer(image, r: int = 10, name: str = "the photograph") -> "RankExplorer":
@@ -85,37 +86,46 @@ class RankExplorer:
 
     def chart(self, r: int) -> str:
         """The spectrum on a logarithmic axis, the part that is kept filled, the cut marked; inline SVG in the page's colours."""
-        k, floor = len(self.S), max(float(self.S[0]), 1e-300) * 1e-5
-        decades = 5 if self.S[-1] <= floor else int(np.ceil(np.log10(self.S[0] / self.S[-1])))
-        heights = np.log10(np.maximum(self.S, floor) / max(float(self.S[0]), 1e-300))
-        x = LEFT + (np.arange(k) + 0.5) / k * (WIDE - LEFT - RIGHT)
-        y = TOP - np.maximum(heights, -decades) / decades * (HIGH - TOP - BOTTOM)
-        base, cut = HIGH - BOTTOM, LEFT + r / k * (WIDE - LEFT - RIGHT)
+        k, top = len(self.S), max(float(self.S[0]), 1e-300)
+        smallest = float(self.S[-1]) / top
+        decades = int(np.ceil(-np.log10(smallest))) if 1e-5 < smallest < 1 else 5
+        plot_w, base = WIDE - LEFT - RIGHT, HIGH - BOTTOM
+
+        def across(number):  # both axes are logarithmic: the first ranks matter most
+            return LEFT + plot_w * np.log(number) / np.log(k + 1)
+
+        def down(share):
+            return TOP + (base - TOP) * np.clip(-np.log10(np.maximum(share, 1e-300)) / decades, 0, 1)
+
+        x, y = across(np.arange(1, k + 1)), down(self.S / top)
+        cut, even = across((r * (r + 1)) ** 0.5 if r < k else k + 1), across(min(max(self.breakeven, 1), k))
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
         kept = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x[:r], y[:r], strict=True))
         grid = "".join(
             f'<path d="M{LEFT} {at:.1f}H{WIDE - RIGHT}" stroke="{AUTO[GRID]}"/>'
             f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{_power(-d)}</text>'
             for d in range(decades + 1)
-            for at in [TOP + d / decades * (HIGH - TOP - BOTTOM)]
+            for at in [TOP + d / decades * (base - TOP)]
         )
-        even = LEFT + min(self.breakeven, k) / k * (WIDE - LEFT - RIGHT)
+        ticks = "".join(
+            f'<path d="M{across(i):.1f} {base}v4" stroke="{AUTO[MUTED]}"/><text x="{across(i):.1f}" y="{base + 16}" text-anchor="middle">{i}</text>'
+            for i in (1, 10, 100, 1000)
+            if i <= k
+        )
         alt = f"The spectrum of {self.name}: {k} singular values, falling; the cut stands after the first {r}."
-        side = ("end", -5) if cut > WIDE - 60 else ("start", 5)
+        side = ("end", -6) if cut > LEFT + 0.6 * plot_w else ("start", 6)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {WIDE} {HIGH}" '
             f'style="display: block; width: 100%; font: 12px {FONT}; fill: {AUTO[MUTED]}" fill-rule="evenodd">'
-            f'<text x="{LEFT - 34}" y="12" style="font-weight: 600; fill: {AUTO[INK]}">singular values, relative to the largest</text>{grid}'
-            f'<polygon points="{LEFT},{base} {LEFT},{y[0]:.1f} {kept} {cut:.1f},{y[r - 1]:.1f} {cut:.1f},{base}" '
-            f'fill="{COLOURS[0]}" fill-opacity="0.35"/>'
-            f'<path d="M{even:.1f} {TOP + 16}V{base}" stroke="{AUTO[MUTED]}" stroke-dasharray="2 4"/>'
-            f'<text x="{even:.1f}" y="{TOP + 11}" text-anchor="middle">costs more →</text>'
+            f'<text x="{LEFT - 34}" y="12" style="font-weight: 600; fill: {AUTO[INK]}">singular values, relative to the largest</text>{grid}{ticks}'
+            f'<polygon points="{LEFT},{base} {kept} {cut:.1f},{y[r - 1]:.1f} {cut:.1f},{base}" fill="{COLOURS[0]}" fill-opacity="0.3"/>'
+            f'<path d="M{even:.1f} {base - 62}V{base}" stroke="{AUTO[MUTED]}" stroke-dasharray="2 4"/>'
+            f'<text x="{even - 5:.1f}" y="{base - 54}" text-anchor="end">break-even {self.breakeven:.0f}</text>'
             f'<polyline points="{line}" fill="none" stroke="{AUTO[MUTED]}" stroke-width="1.5"/>'
-            f'<polyline points="{LEFT},{y[0]:.1f} {kept}" fill="none" stroke="{COLOURS[0]}" stroke-width="2.5"/>'
-            f'<path d="M{cut:.1f} {TOP}V{base + 5}" stroke="{COLOURS[1]}" stroke-width="2.5"/>'
-            f'<text x="{cut + side[1]:.1f}" y="{base + 15}" text-anchor="{side[0]}" style="font-weight: 600; fill: {AUTO[INK]}">r = {r}</text>'
-            f'<text x="{LEFT}" y="{HIGH - 6}">1</text><text x="{WIDE - RIGHT}" y="{HIGH - 6}" text-anchor="end">{k}</text>'
-            f'<text x="{(LEFT + WIDE - RIGHT) / 2:.0f}" y="{HIGH - 6}" text-anchor="middle">number of the singular value</text></svg>'
+            f'<polyline points="{kept}" fill="none" stroke="{COLOURS[0]}" stroke-width="2.5"/>'
+            f'<path d="M{cut:.1f} {TOP}V{base}" stroke="{COLOURS[1]}" stroke-width="2.5"/>'
+            f'<text x="{cut + side[1]:.1f}" y="{TOP + 13}" text-anchor="{side[0]}" style="font-weight: 600; fill: {AUTO[INK]}">r = {r}</text>'
+            f'<text x="{LEFT + plot_w / 2:.0f}" y="{HIGH - 4}" text-anchor="middle">number of the singular value</text></svg>'
         )
 
     def _figures(self, r: int) -> str:
@@ -163,7 +173,7 @@ class RankExplorer:
         try:
             self.picture.value, self.text = self.page(self.r), self.says(self.r)
             self.error = None
-            self.words.value = f'<div role="status" style="line-height: 1.5; color: {AUTO[MUTED]}">{html.escape(self.text)}</div>'
+            self.words.value = f'<div role="status" style="{UNSEEN}">{html.escape(self.text)}</div>'
             self.trouble.value = ""
         except Exception as problem:  # a callback's exception would vanish into a log that nobody reads
             self.error = traceback.format_exc()
@@ -187,14 +197,15 @@ class RankExplorer:
         """The twin that stands still, as HTML: pictures at some ranks, the spectrum, a table; folded below the slider where that works."""
         shown = [r for r in self._stops() if r in (1, 2, 5, 20, 50, len(self.S))]
         pictures = "".join(
-            f'<figure style="margin: 0; flex: 1 1 200px; max-width: 300px">{_img(self.frame(r), f"{self.name} at rank {r}", quality=80)}'
+            f'<figure style="margin: 0">{_img(self.frame(r), f"{self.name} at rank {r}", quality=80)}'
             f'<figcaption style="color: {AUTO[MUTED]}">rank {r}: relative error {self.row(r)[3]}</figcaption></figure>'
             for r in shown
         )
-        table = "".join(f"<tr><th scope='row'>{r}</th>{''.join(f'<td>{v}</td>' for v in self.row(r))}</tr>" for r in self._stops())
+        rows = [f"<th scope='row'>{r}</th>" + "".join(f"<td style='text-align: right'>{v}</td>" for v in self.row(r)) for r in self._stops()]
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
         head = "".join(f"<th scope='col'>{name}</th>" for name in ("rank r", "numbers", "stored", "of the picture", "error", "energy"))
         body = (
-            f'<div style="display: flex; flex-wrap: wrap; gap: 12px">{pictures}</div>'
+            f'<div style="display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; max-width: 860px">{pictures}</div>'
             f'<div style="display: flex; flex-wrap: wrap; gap: 12px 32px; align-items: flex-start; margin-top: 12px">'
             f'<div style="flex: 0 1 420px">{self.chart(self.r)}</div><table><thead><tr>{head}</tr></thead><tbody>{table}</tbody></table></div>'
         )
