@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 
 @dataclass(frozen=True)
 class ParameterCount:
@@ -31,7 +33,6 @@ class ParameterCount:
 def count_parameters(model) -> ParameterCount:
     """Count a model's parameters; a tensor that stands in two places (a tied embedding) counts once.
 
-    >>> from torch import nn
     >>> print(count_parameters(nn.Linear(64, 10)))
     650 of 650 parameters are trainable (100 %)
     """
@@ -54,6 +55,35 @@ def lora_parameters(in_features: int, out_features: int, r: int) -> int:
         if value < 1:
             raise ValueError(f"{name} must be at least 1; found {value}")
     return r * (in_features + out_features)
+
+
+def lora_shape(layer: nn.Module) -> tuple[int, int]:
+    """(in, out) of the matrix that LoRA adds to this layer, for `lora_parameters(*lora_shape(layer), r)`.
+
+        Linear      (in_features, out_features)
+        Conv1D      (nx, nf), transformers' linear layer that stores its weight transposed, as in GPT-2
+        Embedding   (num_embeddings, embedding_dim): each token has its column of A
+        Conv2d      (in_channels * kh * kw, out_channels): A is a convolution to r channels, B a 1 x 1 one
+
+    Reads shapes only, so that a model on the meta device will do. Raises TypeError for any other layer and for grouped
+    convolutions.
+
+    >>> lora_shape(nn.Conv2d(16, 32, kernel_size=3)), lora_parameters(*lora_shape(nn.Embedding(1000, 64)), r=4)
+    ((144, 32), 4256)
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, nn.Embedding):
+        return layer.num_embeddings, layer.embedding_dim
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        return layer.weight[0].numel(), layer.out_channels
+    weight = getattr(layer, "weight", None)
+    if hasattr(layer, "nf") and getattr(weight, "ndim", 0) == 2 and weight.shape[1] == layer.nf:
+        return tuple(weight.shape)
+    grouped = f" with groups={layer.groups}" if isinstance(layer, nn.Conv2d) else ""
+    raise TypeError(
+        f"LoRA adds a matrix to Linear, Conv1D, Embedding and ungrouped Conv2d layers; found {type(layer).__name__}{grouped}"
+    )
 
 
 def breakeven_rank(in_features: int, out_features: int) -> float:
