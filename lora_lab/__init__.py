@@ -21,11 +21,13 @@ from .counting import ParameterCount, breakeven_rank, count_parameters, lora_par
 from .data import Batches, Split, digits
 from .files import FetchError, atomic_write, fetch
 from .layers import LoRALayer, LoRALinear
+from .state import AdapterError, load_adapter, lora_state_dict, save_adapter
 from .train import Step, TrainingDiverged, evaluate, train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterError",
     "Batches",
     "Coverage",
     "FetchError",
@@ -44,12 +46,15 @@ __all__ = [
     "evaluate",
     "fetch",
     "find_targets",
+    "load_adapter",
     "lora_disabled",
     "lora_layers",
     "lora_parameters",
+    "lora_state_dict",
     "merge",
     "merge_and_unload",
     "remove_lora",
+    "save_adapter",
     "train",
     "unmerge",
 ]

@@ -86,36 +86,39 @@ def apply_lora(
         except (TypeError, ValueError) as error:
             raise type(error)(f"rank_pattern or alpha_pattern, for {name!r}: {error}") from None
     modules = {name: module for name, (module, _) in targets.items()}
-    _refuse_unfit(model, targets)
-    _refuse_bypassed(model, modules)
-    _refuse_half(model, modules)
+    check_targets(model, targets)
     if not allow_tied:
         _refuse_tied(model, modules)
     options = {"dropout": dropout, "rslora": rslora, "adapter_dtype": adapter_dtype}
-    before = [name for name, p in model.named_parameters() if p.requires_grad]
     # All layers are built before the tree is touched; a layer that stands in several places stays one layer.
     built: dict[int, nn.Module] = {}
+    before = [name for name, p in model.named_parameters() if p.requires_grad]
     for name, (module, slices) in targets.items():
         if id(module) not in built:
             built[id(module)] = make_layer(module, ranks[name], alphas[name], slices, **options)
     copies = {id(module): TrainedCopy(module) for module in saved.values()}
+    layers = {name: built[id(module)] for name, module in modules.items()}
+    install(model, layers, {name: copies[id(module)] for name, module in saved.items()}, bias, before)
+    return model
 
+
+def install(model: nn.Module, layers: Mapping[str, LoRALayer], copies: Mapping[str, TrainedCopy], bias: str, before: list[str]) -> None:
+    """Put ready-made layers and trained copies into their places; only they, and the biases that `bias` names, train.
+
+    before: the names of the parameters that were trainable, for `remove_lora`. Nothing here can fail half-way: whoever calls has checked.
+    """
     model.requires_grad_(False)
     model._before_lora = {"trainable": before, "bias": bias, "biases": {}}
-    for name, (module, _) in targets.items():
-        layer = built[id(module)]
-        layer.train(module.training)
-        _replace(model, name, layer)
-    for name, module in saved.items():
-        _replace(model, name, copies[id(module)].train(module.training))
-    for trained in (*built.values(), *copies.values()):
-        own = trained.trained if isinstance(trained, TrainedCopy) else trained
-        for name, parameter in own.named_parameters():
-            parameter.requires_grad_(isinstance(trained, TrainedCopy) or name in ("lora_A", "lora_B"))
+    for name, new in (*layers.items(), *copies.items()):
+        _replace(model, name, new.train(new.base_layer.training))
+    for layer in layers.values():
+        layer.lora_A.requires_grad_(True)
+        layer.lora_B.requires_grad_(True)
+    for copied in copies.values():
+        copied.trained.requires_grad_(True)
     for name, parameter in trained_biases(model, bias).items():
         parameter.requires_grad_(True)
         model._before_lora["biases"][name] = parameter.detach().clone()
-    return model
 
 
 def make_layer(module: nn.Module, r: int, alpha: float, slices: tuple[int, ...] | None = None, **options) -> LoRALayer:
@@ -375,6 +378,14 @@ def _inside_lora(model: nn.Module, name: str) -> bool:
     """True for the modules that a LoRA layer owns (its base layer, its dropout): they are no targets."""
     parts = name.split(".")
     return any(isinstance(model.get_submodule(".".join(parts[:k])), LoRALayer | TrainedCopy) for k in range(len(parts)))
+
+
+def check_targets(model: nn.Module, targets: dict[str, tuple[nn.Module, tuple[int, ...] | None]]) -> None:
+    """Raise TypeError or ValueError unless each of the modules can carry LoRA where it stands. targets: name -> (module, slices)."""
+    modules = {name: module for name, (module, _) in targets.items()}
+    _refuse_unfit(model, targets)
+    _refuse_bypassed(model, modules)
+    _refuse_half(model, modules)
 
 
 def _refuse_unfit(model: nn.Module, targets: dict) -> None:

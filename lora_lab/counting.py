@@ -82,7 +82,8 @@ def lora_shape(layer: nn.Module) -> tuple[int, int]:
         return tuple(weight.shape)
     grouped = f" with groups={layer.groups}" if isinstance(layer, nn.Conv2d) else ""
     raise TypeError(
-        f"LoRA adds a matrix to Linear, Conv1D, Embedding and ungrouped Conv2d layers; found {type(layer).__name__}{grouped}"
+        "LoRA adds a matrix to Linear, Conv1D, Embedding and ungrouped Conv2d layers; "
+        f"found {type(layer).__name__}{grouped}"
     )
 
 

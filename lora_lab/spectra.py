@@ -7,9 +7,9 @@
     S  (k,)      singular values, largest first, never negative
     Vh (k, in)   right singular vectors, the directions that ΔW reads from: its rows (a paper's V is Vh transposed)
 
-`lora_B @ lora_A` has rank at most r, so an r x r problem holds all of it; a dense SVD of the (out, in) product finds the
-same numbers hundreds of times slower at d = 1024. Functions that look at an update take a matrix (out, in) or the tuple
-of its factors, `(lora_B, lora_A)` or `(lora_B, lora_A, scaling)`.
+`lora_B @ lora_A` has rank at most r, so an r x r problem holds all of it; a dense SVD of the (out, in) product takes a
+hundred (r = 64) to two thousand times (r = 1) as long at d = 1024. Functions that look at an update take a matrix
+(out, in) or the tuple of its factors, `(lora_B, lora_A)` or `(lora_B, lora_A, scaling)`.
 
 Everything here measures: no gradient flows, and autocast is off inside. Half precision is computed, and returned, in
 float32. All arguments may have the same leading dimensions (...), a stack of updates. Numpy arrays are welcome.
@@ -86,7 +86,7 @@ def best_rank_r(update, r: int):
     update  a matrix (..., out, in), or factors (lora_B, lora_A[, scaling]). What goes in comes out:
             a matrix gives (M_r, error) with M_r (..., out, in);
             factors give ((B_r, A_r), error) with B_r (..., out, k), A_r (..., k, in), k the smallest
-            of r, the factors' own r, out and in; B_r @ A_r = M_r. Scaling is folded in; each carries the square root of S.
+            of r, the factors' own r, out and in; B_r @ A_r = M_r. Scaling is folded in; each carries sqrt(S).
     error   (...), in the unit of M's entries. Relative error: sqrt(1 - energy(S)[r-1]), or error / ||M||_F
 
     >>> best, error = best_rank_r(torch.diag(torch.tensor([3.0, 2.0, 1.0])), r=1)
@@ -107,7 +107,7 @@ def best_rank_r(update, r: int):
 def energy(S: Tensor) -> Tensor:
     """energy(S)[i-1] = sum_{j <= i} S_j^2 / sum_j S_j^2: the share of ||M||_F^2 that the i largest directions hold.
 
-    S (..., k) singular values, largest first -> (..., k), rising to 1. For M = 0 it is 1 throughout: nothing is left out.
+    S (..., k) singular values, largest first -> (..., k), rising to 1. For M = 0 it is 1: nothing is missing.
     For a matrix of independent noise it rises without a knee; there is no universal threshold.
 
     >>> energy(torch.tensor([3.0, 1.0, 0.0]))
@@ -115,7 +115,7 @@ def energy(S: Tensor) -> Tensor:
     """
     S = _spectrum(S)
     if (S[..., 1:] > S[..., :-1]).any():
-        raise ValueError("energy needs the singular values largest first, as torch.linalg.svd returns them; these are not sorted")
+        raise ValueError("energy needs the singular values largest first, as svd returns them; found another order")
     held = S.square().cumsum(-1)
     return torch.where(held[..., -1:] > 0, held / held[..., -1:], torch.ones_like(held))
 
@@ -124,7 +124,7 @@ def energy(S: Tensor) -> Tensor:
 def effective_rank(S: Tensor) -> Tensor:
     """exp(-sum_i p_i log p_i) with p_i = S_i / sum_j S_j: in how many directions the singular values are spread.
 
-    Roy and Vetterli 2007 ("The effective rank: a measure of effective dimensionality"). S (..., k), in any order -> (...).
+    Roy and Vetterli 2007 ("The effective rank: a measure of effective dimensionality"). S (..., k), any order -> (...).
     Between 1 (one direction) and the rank (all equal); 0 for M = 0. Not the stable rank: p_i is not squared here, so
     small singular values weigh more. For a square matrix of independent Gaussian noise, d x d: 0.805 d for large d.
 
@@ -155,18 +155,18 @@ def subspace_similarity(A, B, i: int, j: int) -> Tensor:
 
         phi(A, B, i, j) = ||V_A[:, :i]^T V_B[:, :j]||_F^2 / min(i, j)      in [0, 1]
 
-    Hu et al. 2021, section 7.2, equation 4 (figures 3 and 4). 1: the smaller subspace lies in the larger one; 0: orthogonal.
+    Hu et al. 2021, section 7.2, equation 4 (figures 3 and 4). 1: the smaller subspace lies in the larger. 0: orthogonal
 
-    A, B    matrices (..., m, d) and (..., n, d), or factors (lora_B, lora_A[, scaling]) of such; the last dimension agrees.
-            Compared are RIGHT singular vectors, rows of Vh, in R^d: for a lora_A (r, in) or a ΔW (out, in), the inputs that
-            it reads. For left ones (the outputs) transpose: A.mT, or (lora_A.mT, lora_B.mT).
+    A, B    matrices (..., m, d) and (..., n, d), or factors (lora_B, lora_A[, scaling]) of such; the last dimension
+            agrees. Compared are RIGHT singular vectors, rows of Vh, in R^d: for a lora_A (r, in) or a ΔW (out, in), the
+            inputs that it reads. For left ones (the outputs) transpose: A.mT, or (lora_A.mT, lora_B.mT).
     returns (..., i, j); entry [a - 1, b - 1] is phi(A, B, a, b), so the last entry is phi(A, B, i, j)
 
     Expected for two independent random subspaces: max(i, j) / d, not 0. So d = 512, i = 8, j = 64 gives 0.125 from
-    nothing. Two lora_A that one seed drew share rows before any training, and phi = 1: compare independent seeds, show phi
-    at init beside it, and prefer the factors of ΔW to lora_A alone, whose singular values say nothing about lora_B.
-    Where neighbouring singular values (nearly) agree, which of their vectors comes first is an accident: read phi only at
-    cuts between distinct values.
+    nothing. Two lora_A that one seed drew share rows before any training, and phi = 1: compare independent seeds, show
+    phi at init beside it, and prefer the factors of ΔW to lora_A alone, whose singular values say nothing about lora_B.
+    Where neighbouring singular values (nearly) agree, which of their vectors comes first is an accident: read phi only
+    at cuts between distinct values.
 
     Appendix G of the paper says "left" and prints phi = (1 - d^2) / p for p = min(i, j) and the projection distance
     d = sqrt(p - sum sigma^2); from these it must be 1 - d^2 / p.
@@ -180,8 +180,8 @@ def subspace_similarity(A, B, i: int, j: int) -> Tensor:
     V_A, V_B = _top(A, i, "A")[2], _top(B, j, "B")[2]  # (..., i, d), (..., j, d)
     if V_A.shape[-1] != V_B.shape[-1] or V_A.shape[:-2] != V_B.shape[:-2]:
         raise ValueError(
-            f"A and B must agree in all but the last-but-one dimension, since vectors of R^d are compared; found d = "
-            f"{V_A.shape[-1]} and {V_B.shape[-1]}, leading dimensions {tuple(V_A.shape[:-2])} and {tuple(V_B.shape[:-2])}"
+            "A and B must agree in all but the last-but-one dimension, since vectors of R^d are compared; found d = "
+            f"{V_A.shape[-1]} and {V_B.shape[-1]}, leading {tuple(V_A.shape[:-2])} and {tuple(V_B.shape[:-2])}"
         )
     dtype = torch.promote_types(V_A.dtype, V_B.dtype)
     cosines = V_A.to(dtype) @ V_B.to(dtype).mT  # (..., i, j)
@@ -197,13 +197,14 @@ def amplification(W: Tensor, update, r: int) -> Tensor:
     table 7, with U^T W V^T for a V of shape (r, in)). A ratio >= 0 without unit; inf where W has nothing in these
     directions.
 
-    W       (..., out, in), the pretrained weight        update  ΔW (..., out, in), or factors (lora_B, lora_A[, scaling])
+    W       (..., out, in), the pretrained weight
+    update  ΔW (..., out, in), or factors (lora_B, lora_A[, scaling])
     returns (...)
 
     The control belongs beside it: a random ΔW of the same norm meets ||U^T W V||_F = r * ||W||_F / sqrt(out * in) (root
-    mean square), so it "amplifies" even more. In table 7 (||W_q||_F = 61.95, d = 12288, r = 4) the trained ΔW meets 0.32
-    and amplifies 21.6 times, the random one meets 0.0202 and amplifies 343 times. What tells them apart is the overlap
-    ||ΔW||_F / amplification over that control: 16 times for the trained one, about 1 for a random one.
+    mean square), so it "amplifies" even more. In table 7 (||W_q||_F = 61.95, d = 12288, r = 4) the trained ΔW meets
+    0.32 and amplifies 21.6 times, the random one meets 0.0202 and amplifies 343 times. What tells them apart is the
+    overlap ||ΔW||_F / amplification over that control: 16 times for the trained one, about 1 for a random one.
 
     >>> W = torch.diag(torch.tensor([4.0, 1.0, 0.5]))
     >>> amplification(W, (torch.tensor([[0.0], [0.0], [1.0]]), torch.tensor([[0.0, 0.0, 2.0]])), r=1)  # 2 over 0.5
@@ -227,7 +228,7 @@ def _svd(update, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """U, S, Vh of a matrix or of a tuple of factors, with the module's signs."""
     if isinstance(update, tuple):
         if len(update) not in (2, 3):
-            raise ValueError(f"{name} as factors is (lora_B, lora_A) or (lora_B, lora_A, scaling); found {len(update)} items")
+            raise ValueError(f"{name} as factors is (lora_B, lora_A[, scaling]); found {len(update)} items")
         return factored_svd(*update)
     U, S, Vh = torch.linalg.svd(_matrix(update, name), full_matrices=False)
     U, Vh = _with_signs(U, Vh)
@@ -237,13 +238,14 @@ def _svd(update, name: str) -> tuple[Tensor, Tensor, Tensor]:
 def _top(update, count: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """U (..., out, count), the whole S, Vh (..., count, in); refuses directions that only rounding would choose."""
     U, S, Vh = _svd(update, name)
-    # numpy's matrix_rank uses this tolerance: below it a singular value cannot be told from rounding.
-    floor = S[..., :1] * max(U.shape[-2], Vh.shape[-1]) * torch.finfo(S.dtype).eps
+    # Rounding moves singular values by a few eps of the largest, by more in larger problems. Factors are a small one,
+    # whatever out and in are: numpy's max(out, in) * eps would hide real directions, 5e-4 of the largest at d = 4096.
+    floor = S[..., :1] * (S.shape[-1] + 10) * torch.finfo(S.dtype).eps
     rank = int((S > floor).sum(-1).min())
     if count > rank:
         raise ValueError(
             f"asked for the top {count} directions of {name}, whose numerical rank is {rank}: the others are arbitrary"
-            + (". An update that is 0, as at the start of training, has none" if rank == 0 else f"; ask for {rank} or fewer")
+            + (f"; ask for {rank} or fewer" if rank else ". An update that is 0, as at the start of training, has none")
         )
     return U[..., :count], S, Vh[..., :count, :]
 

@@ -70,9 +70,7 @@ class Server:
             "--ServerApp.port_retries=50", f"--ServerApp.root_dir={self.work}",
         ]  # fmt: skip
         with self.log.open("w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.work, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
+            self.process = subprocess.Popen(command, cwd=self.work, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:
             wait_for(self._serves, f"JupyterLab to start; its output is in {self.log}")
         except BaseException:
@@ -161,10 +159,17 @@ class Student:
     def run(self, name: str):
         """Select the cell, press Ctrl+Enter, wait for its number. Returns its output."""
         prompt = self.cell(name).locator(".jp-InputPrompt")
-        prompt.click()
         before = prompt.inner_text()
-        self.page.keyboard.press("Control+Enter")
-        wait_for(lambda: (now := prompt.inner_text()) != before and re.fullmatch(r"\[\d+\]:", now.strip()), f"cell {name} to run")
+
+        def started():
+            # Just opened, JupyterLab may still be moving the focus when it says idle, and lose the key: press it again.
+            prompt.click()
+            self.page.keyboard.press("Control+Enter")
+            with contextlib.suppress(TimeoutError):
+                return wait_for(lambda: prompt.inner_text() != before, "", patience=5)
+
+        wait_for(started, f"cell {name} to start")
+        wait_for(lambda: re.fullmatch(r"\[\d+\]:", prompt.inner_text().strip()), f"cell {name} to run")
         return self.output(name)
 
     def retype_last_line(self, name: str, text: str) -> None:

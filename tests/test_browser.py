@@ -136,6 +136,8 @@ def test_the_volume_knob_works_by_keyboard_and_follows_the_theme(student_of):
             colours = picture.evaluate("svg => [getComputedStyle(svg.closest('.jp-Notebook')).backgroundColor, getComputedStyle(svg).fill]")
             return [sum(map(int, colour.strip("rgb()").split(","))) for colour in colours]
 
+        for slider in (italic, bold):
+            expect(slider, "a slider without a name is only 'slider' to a screen reader").to_be_visible(timeout=20_000)
         expect(sentence).to_contain_text("to the right")
         expect(italic).to_have_attribute("aria-valuenow", "1.0")
         italic.click()

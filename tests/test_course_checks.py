@@ -222,7 +222,7 @@ def test_use_keeps_what_passes_and_replaces_the_rest(said, recorded):
     for bad in (wrong, broken, None, "row_mean", torch.ones(2), ...):
         own = use("0.1", bad)
         assert own is not bad and torch.equal(own(torch.eye(2)), torch.full((2,), 0.5))
-        assert "the lab's own `row_mean` (yours does not pass yet)" in said()
+        assert "the lab's own `row_mean` (yours: not right yet)" in said()
     assert callable(use("0.1")) and [r["own"] for r in recorded()] == [True] + [False] * 7
     assert use("0.9", right) is right
 
@@ -300,14 +300,14 @@ def test_progress_counts(said):
     said()
     progress()
     text = said()
-    assert "Lab 0 · Start · 2 of 4 points" in text and "0.1 · The mean row ✓ passed 2 / 2 3 1" in text
+    assert "Lab 00 · Start · 2 of 4 points" in text and "0.1 · The mean row ✓ passed 2 / 2 3 1" in text
     assert "0.2 · The mean row ○ not tried 0 / 2 0 0" in text
     assert "0.A · Which is larger? ✓ right" in text and "How many numbers? ○ open" in text
     progress(all=True)
     text = said()
     assert "2 of 6 points" in text and "0 · Start 2 / 4 1 / 2 1 / 2" in text and "2b · More 0 / 2 0 / 1 0 / 0" in text
     progress("2b")
-    assert "Lab 2b" in said()
+    assert "Lab 02b" in said()
     progress("5")
     assert "no lab '5'" in said()
 

@@ -21,7 +21,7 @@ ADAPTERS, FUSED = COUNTS["adapters"], COUNTS["fused"]
 
 @cache
 def model_of(name):
-    """On the meta device: shapes without numbers, so that 8 billion parameters take no memory. Shared; leave it as it was."""
+    """On the meta device: shapes without numbers, so 8 billion parameters take no memory. Shared: leave it as it was"""
     transformers = pytest.importorskip("transformers")
     entry = COUNTS["models"][name]
     kind = getattr(transformers, entry["class"])
@@ -37,7 +37,9 @@ def described(row):
 def targets_of(model, row):
     targets = find_targets(model, row["target_modules"])
     layers = row.get("layers_to_transform")
-    return targets if layers is None else {n: m for n, m in targets.items() if int(n.split(".h.")[1].split(".")[0]) in layers}
+    if layers is None:
+        return targets
+    return {n: m for n, m in targets.items() if int(n.split(".h.")[1].split(".")[0]) in layers}
 
 
 def rank_of(name, row):

@@ -108,7 +108,8 @@ def test_a_stack_of_updates_is_the_updates_one_by_one():
         w = W[i].numpy()
         wanted = np.linalg.norm(np.linalg.svd(w)[2][:3] @ vh[:4].T) ** 2 / 3
         np.testing.assert_allclose(phi[i][2, 3], wanted, rtol=0, atol=1e-10)  # eps over gaps of 0.01 and more
-        np.testing.assert_allclose(gain[i], np.linalg.norm(dense) / np.linalg.norm(u[:, :2].T @ w @ vh[:2].T), rtol=1e-10)
+        met = np.linalg.norm(u[:, :2].T @ w @ vh[:2].T)
+        np.testing.assert_allclose(gain[i], np.linalg.norm(dense) / met, rtol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -296,6 +297,23 @@ def test_random_subspaces_overlap_by_max_over_d(i, j, d):
         assert error < 0.001  # the test can tell 0.125 from 0.13
 
 
+def test_weak_directions_are_told_from_rounding():
+    """In float32 at d = 4096 a direction 1e-4 as strong is real; a repeated row of lora_A is none, either way."""
+    rng = np.random.default_rng(0)
+    U, V = orthonormal(4096, 2, rng), orthonormal(4096, 2, rng)
+    weak = torch.from_numpy(U * [1.0, 1e-4]).float(), torch.from_numpy(V.T).float()
+    phi = subspace_similarity(weak, torch.from_numpy(V[:, 1:].T), 2, 1).numpy()
+    np.testing.assert_allclose(phi, [[0], [1]], rtol=0, atol=1e-5)  # the angle's error is eps / 1e-4 = 1e-3, squared
+    for seed in range(40):
+        r = 2 + seed % 7
+        B, A = normal(64, r, seed=seed), normal(r, 96, seed=100 + seed)
+        A[0] = A[1]
+        B, A = torch.from_numpy(B).float(), torch.from_numpy(A).float()
+        for update in ((B, A), B @ A):
+            with pytest.raises(ValueError, match=f"numerical rank is {r - 1}:"):
+                subspace_similarity(update, torch.eye(96), r, 1)
+
+
 def test_seeds_shared_between_ranks_overlap_before_training():
     A64 = torch.from_numpy(normal(64, 128))
     assert subspace_similarity(A64[:8], A64, 8, 64)[-1, -1].item() == pytest.approx(1, abs=1e-12)
@@ -335,8 +353,8 @@ def test_amplification_of_what_is_there_and_of_what_is_not():
 
 @pytest.mark.parametrize(("r", "norm", "control", "printed"), [(4, 6.91, 0.0202, "0.02"), (64, 3.57, 0.3227, "0.33")])
 def test_the_papers_random_column(r, norm, control, printed):
-    """Table 7: ||W_q||_F = 61.95, d = 12288. A W that is equally large everywhere has exactly the root mean square overlap
-    with the directions e_1 ... e_r, in any dimension that holds them, if its entries are the paper's: 61.95 / 12288."""
+    """Table 7: ||W_q||_F = 61.95, d = 12288. A W that is equally large everywhere has exactly the root mean square
+    overlap with the directions e_1 ... e_r; with entries of 61.95 / 12288 it is the paper's, whatever the size of W."""
     W = torch.full((100, 80), 61.95 / 12288, dtype=torch.float64)
     spectrum = torch.linspace(2, 1, r, dtype=torch.float64)
     update = torch.zeros(100, 80, dtype=torch.float64)
@@ -345,7 +363,8 @@ def test_the_papers_random_column(r, norm, control, printed):
     assert norm / amplified == pytest.approx(r * 61.95 / 12288, rel=1e-12)
     assert norm / amplified == pytest.approx(control, abs=5e-5)  # four digits given
     assert norm / amplified == pytest.approx(float(printed), abs=0.01)  # two printed, the second one not always rounded
-    assert r * W.norm().item() / math.sqrt(100 * 80) == pytest.approx(norm / amplified, rel=1e-12)  # the docstring's formula
+    # the docstring's formula
+    assert r * W.norm().item() / math.sqrt(100 * 80) == pytest.approx(norm / amplified, rel=1e-12)
 
 
 def test_random_updates_meet_the_control():
@@ -394,6 +413,7 @@ NAN = torch.ones(11, 3).index_fill(0, torch.tensor([4]), math.nan)
     (lambda: subspace_similarity((B * 0, A), torch.eye(7), 1, 1), "rank is 0.*start of training"),
     (lambda: amplification(torch.ones(7, 11), (B, A), 1), r"\(7, 11\) and \(11, 7\).*Conv1D"),
     (lambda: amplification(torch.ones(11, 7), (B, A), 2), "numerical rank is 1"),
+    (lambda: amplification(torch.ones(2, 3, 3), torch.eye(3) * torch.tensor([[[1.0]], [[0.0]]]), 1), "rank is 0"),
 ])
 def test_refusals_say_what_was_found(call, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):

@@ -52,7 +52,7 @@ class Card:
         body = "".join(_html_block(block, accent) for block in self.blocks)
         return (
             f'<div role="status" style="font-family:{_FONT};color:{_TEXT};font-size:14px;line-height:1.5;'
-            f'max-width:46em;margin:6px 0;padding:10px 14px;border-left:4px solid {accent};'
+            f'max-width:52em;margin:6px 0;padding:10px 14px;border-left:4px solid {accent};'
             f'border-radius:3px;background:rgba(128,138,150,.10)">'
             f'<div style="display:flex;align-items:center;gap:9px">'
             f'<span aria-hidden="true" style="flex:none;width:20px;height:20px;border-radius:50%;'

@@ -131,15 +131,19 @@ def use(id, student=_MISSING):
     exercise = _find(id, "exercise")
     if exercise is None:
         return None if student is _MISSING else student
-    passed = False
-    if student is not _MISSING and not _is_lab_own(student) and not _wrong_argument(exercise, "use", student, ()):
-        passed = examine(exercise, student, SEED).passed
+    passed, why = False, ""
+    if student is not _MISSING and not _is_lab_own(student):
+        why = " (yours: not right yet)"
+        if not _wrong_argument(exercise, "use", student, ()):
+            result = examine(exercise, student, SEED)
+            passed = result.passed
+            if result.status == "not started":
+                why = " (yours: not written yet)"
     record = _records().add("use", exercise=exercise.id, own=passed)
     if passed:
         show(Card("passed", f"Exercise {exercise.id}: from here on, your `{exercise.name}`"), record)
         return student
-    why = "" if student is _MISSING or _is_lab_own(student) else " (yours does not pass yet)"
-    show(Card("info", f"Exercise {exercise.id}: from here on, the lab's own `{exercise.name}`{why}"), record)
+    show(Card("info", f"Exercise {exercise.id}: the lab's own `{exercise.name}`{why}"), record)
     own = exercise.fallback()
     _lab_own.append(own)
     return own
@@ -208,7 +212,7 @@ def progress(lab=None, all: bool = False, notebook=None) -> None:
         show(summaries[0].card(), record)
     else:
         rows = [("lab", "points", "exercises passed", "predictions right"), *(s.row() for s in summaries)]
-        show(Card("info", f"The course so far · {earned} of {points} points", [Block("table", rows)]), record)
+        show(Card("info", f"The course so far · {earned} of {_points(points)}", [Block("table", rows)]), record)
 
 
 # ---------------------------------------------------------------- cards
@@ -219,7 +223,7 @@ def _check_card(result: Examination) -> Card:
     head = f"Exercise {exercise.id}"
     if result.status == "passed":
         return Card("passed", f"{head} passed · {result.total} of {_checks(result.total)} here · "
-                              f"{exercise.points} point{'s' * (exercise.points != 1)}",
+                              f"{_points(exercise.points)}",
                     [Block("quiet", "Grading repeats them on inputs you have not seen.")])
     if result.status == "not started":
         return Card("todo", f"{head}: not started",
@@ -244,6 +248,10 @@ def _check_card(result: Examination) -> Card:
     return Card("failed", f"{head}: stopped" if result.status == "time" else f"{head}: not yet · {count}", blocks)
 
 
+def _points(count: int) -> str:
+    return f"{count} point{'s' * (count != 1)}"
+
+
 def _checks(count: int) -> str:
     return f"{count} check{'s' * (count != 1)}"
 
@@ -258,8 +266,8 @@ def _question(prediction: Prediction) -> list[Block]:
 def _how_to_answer(prediction: Prediction) -> str:
     if prediction.options is not None:
         return f'`predict("{prediction.id}", "{next(iter(prediction.options))}")`, with the letter you choose'
-    unit = f" in {prediction.unit}" if prediction.unit else ""
-    return f'`predict("{prediction.id}", 123)`, with your number{unit}'
+    unit = f" ({prediction.unit})" if prediction.unit else ""
+    return f'`predict("{prediction.id}", 123)`, with your own number{unit}'
 
 
 def _with_text(prediction: Prediction, value) -> str:
@@ -296,13 +304,13 @@ class _Summary:
     def row(self) -> tuple:
         right = sum(self.predicted(p) == "right" for p in self.lab.predictions)
         passed = sum(e.id in self.passed for e in self.lab.exercises)
-        return (f"{self.lab.number} · {self.lab.title}", f"{self.earned} / {self.lab.points}",
+        return (f"{self.lab.label} · {self.lab.title}", f"{self.earned} / {self.lab.points}",
                 f"{passed} / {len(self.lab.exercises)}", f"{right} / {len(self.lab.predictions)}")
 
     def card(self) -> Card:
         rows = [("exercise", "state", "points", "attempts", "hints")]
         for e in self.lab.exercises:
-            attempts = _count(self.records, "check", e.id)
+            attempts = sum(r["kind"] == "check" and r.get("exercise") == e.id and r.get("status") != "not started" for r in self.records)
             state = "✓ passed" if e.id in self.passed else "✗ not yet" if attempts else "○ not tried"
             rows.append((f"{e.id} · {e.title}", state, f"{e.points if e.id in self.passed else 0} / {e.points}",
                          attempts, _count(self.records, "hint", e.id)))
@@ -313,7 +321,7 @@ class _Summary:
             blocks.append(Block("table", [("prediction", "outcome"), *(
                 (f"{p.id} · {_short(p.question)}", known[self.predicted(p)]) for p in self.lab.predictions)]))
         blocks.append(Block("quiet", "Exercises here are for learning; grading repeats the checks on new inputs."))
-        return Card("info", f"Lab {self.lab.number} · {self.lab.title} · {self.earned} of {self.lab.points} points", blocks)
+        return Card("info", f"Lab {self.lab.label} · {self.lab.title} · {self.earned} of {_points(self.lab.points)}", blocks)
 
 
 def _short(text: str, length: int = 48) -> str:

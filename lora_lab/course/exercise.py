@@ -188,6 +188,11 @@ class Lab:
     def points(self) -> int:
         return sum(exercise.points for exercise in self.exercises)
 
+    @property
+    def label(self) -> str:
+        """The number as titles and file names have it: "02", "02b"."""
+        return self.number.rjust(2 + (not self.number[-1].isdigit()), "0")
+
 
 def compare(found, expected, what: str = "the result", rtol: float = 1e-9, atol: float = 0.0) -> str | None:
     """None if `found` equals `expected`, else one sentence with shapes and first numbers.

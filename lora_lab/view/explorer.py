@@ -108,23 +108,25 @@ class RankExplorer:
             for at in [TOP + d / decades * (base - TOP)]
         )
         ticks = "".join(
-            f'<path d="M{across(i):.1f} {base}v4" stroke="{AUTO[MUTED]}"/><text x="{across(i):.1f}" y="{base + 16}" text-anchor="middle">{i}</text>'
+            f'<path d="M{across(i):.1f} {base}v4" stroke="{AUTO[MUTED]}"/>'
+            f'<text x="{across(i):.1f}" y="{base + 16}" text-anchor="middle">{i}</text>'
             for i in (1, 10, 100, 1000)
             if i <= k
         )
         alt = f"The spectrum of {self.name}: {k} singular values, falling; the cut stands after the first {r}."
+        strong = f"font-weight: 600; fill: {AUTO[INK]}"
         side = ("end", -6) if cut > LEFT + 0.6 * plot_w else ("start", 6)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {WIDE} {HIGH}" '
             f'style="display: block; width: 100%; font: 12px {FONT}; fill: {AUTO[MUTED]}" fill-rule="evenodd">'
-            f'<text x="{LEFT - 34}" y="12" style="font-weight: 600; fill: {AUTO[INK]}">singular values, relative to the largest</text>{grid}{ticks}'
+            f'<text x="{LEFT - 34}" y="12" style="{strong}">singular values, relative to the largest</text>{grid}{ticks}'
             f'<polygon points="{LEFT},{base} {kept} {cut:.1f},{y[r - 1]:.1f} {cut:.1f},{base}" fill="{COLOURS[0]}" fill-opacity="0.3"/>'
             f'<path d="M{even:.1f} {base - 62}V{base}" stroke="{AUTO[MUTED]}" stroke-dasharray="2 4"/>'
             f'<text x="{even - 5:.1f}" y="{base - 54}" text-anchor="end">break-even {self.breakeven:.0f}</text>'
             f'<polyline points="{line}" fill="none" stroke="{AUTO[MUTED]}" stroke-width="1.5"/>'
             f'<polyline points="{kept}" fill="none" stroke="{COLOURS[0]}" stroke-width="2.5"/>'
             f'<path d="M{cut:.1f} {TOP}V{base}" stroke="{COLOURS[1]}" stroke-width="2.5"/>'
-            f'<text x="{cut + side[1]:.1f}" y="{TOP + 13}" text-anchor="{side[0]}" style="font-weight: 600; fill: {AUTO[INK]}">r = {r}</text>'
+            f'<text x="{cut + side[1]:.1f}" y="{TOP + 13}" text-anchor="{side[0]}" style="{strong}">r = {r}</text>'
             f'<text x="{LEFT + plot_w / 2:.0f}" y="{HIGH - 4}" text-anchor="middle">number of the singular value</text></svg>'
         )
 
@@ -201,13 +203,15 @@ class RankExplorer:
             f'<figcaption style="color: {AUTO[MUTED]}">rank {r}: relative error {self.row(r)[3]}</figcaption></figure>'
             for r in shown
         )
-        rows = [f"<th scope='row'>{r}</th>" + "".join(f"<td style='text-align: right'>{v}</td>" for v in self.row(r)) for r in self._stops()]
-        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        cell = "<td style='text-align: right'>{}</td>".format
+        table = "".join(f"<tr><th scope='row'>{r}</th>{''.join(map(cell, self.row(r)))}</tr>" for r in self._stops())
         head = "".join(f"<th scope='col'>{name}</th>" for name in ("rank r", "numbers", "stored", "of the picture", "error", "energy"))
         body = (
-            f'<div style="display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; max-width: 860px">{pictures}</div>'
+            '<div style="display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 12px; max-width: 860px">'
+            f"{pictures}</div>"
             f'<div style="display: flex; flex-wrap: wrap; gap: 12px 32px; align-items: flex-start; margin-top: 12px">'
-            f'<div style="flex: 0 1 420px">{self.chart(self.r)}</div><table><thead><tr>{head}</tr></thead><tbody>{table}</tbody></table></div>'
+            f'<div style="flex: 0 1 420px">{self.chart(self.r)}</div>'
+            f"<table><thead><tr>{head}</tr></thead><tbody>{table}</tbody></table></div>"
         )
         if headless():
             return f"<div>{body}</div>"
@@ -229,25 +233,24 @@ def plot_photographs(panels: Sequence, *, title: str = "", width: float = 10.0):
     sizes = {image.shape[:2] for _, image, _ in panels}
     if len(sizes) != 1 or any(image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) for _, image, _ in panels):
         raise ValueError(f"plot_photographs needs pictures (m, n) or (m, n, 3) of one size; found {[p[1].shape for p in panels]}")
-    (m, n), gap = sizes.pop(), 0.14
-    each = (width - gap * (len(panels) - 1)) / len(panels)
-    above = 0.34 + 0.42 * bool(title)
-    below = 0.12 + 0.2 * max(caption.count("\n") + 1 for _, _, caption in panels)
-    figure = new_figure(width, each * m / n + above + below)
+    (m, n), gap = sizes.pop(), 0.14  # inches, between the pictures and around them
+    each = (width - gap * (len(panels) + 1)) / len(panels)
+    above = 0.32 + 0.34 * bool(title)
+    below = 0.14 + 0.21 * max(caption.count("\n") + 1 for _, _, caption in panels)
+    figure = new_figure(width, high := each * m / n + above + below)
     figure.set_layout_engine("none")
     figure.set_dpi(200)  # dots per inch of the pictures inside an SVG: sharp on a screen with two dots per pixel
-    large = figure.get_figwidth() / width  # projector style
-    high = figure.get_figheight() / large
+    large = figure.get_figwidth() / width  # the projector style enlarges all
     for i, (name, image, caption) in enumerate(panels):
-        place = i * (each + gap) / width, below / high, each / width, each * m / n / high
+        place = (gap + i * (each + gap)) / width, below / high, each / width, each * m / n / high
         axes = figure.add_axes(place)
         axes.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="lanczos", aspect="auto")
         axes.axis("off")
         look = dict(xycoords="axes fraction", textcoords="offset points", ha="left")
         axes.annotate(name, (0, 1), (0, 6), va="bottom", fontweight="bold", color=INK, **look)
-        axes.annotate(caption, (0, 0), (0, -6), va="top", fontsize="small", linespacing=1.45, color=INK, **look)
+        axes.annotate(caption, (0, 0), (0, -6), va="top", fontsize=large * 9.5, linespacing=1.4, color=INK, **look)
     if title:
-        figure.text(0, 1 - 0.05 / high, title, va="top", fontsize="large", fontweight="bold", color=INK)
+        figure.text(gap / width, 1 - 0.08 / high, title, va="top", fontsize="large", fontweight="bold", color=INK)
     return figure
 
 

@@ -105,7 +105,8 @@ def plot_spread(
         else:
             colour, marker = (COLOURS[0], "o") if name == highlight else (MUTED, "o")
         axes.plot([min(values), max(values)], [row, row], "-", color=colour, linewidth=1.2, zorder=2)
-        axes.plot(values, [row] * len(values), marker, color=colour, alpha=0.55, markeredgewidth=0, linestyle="", zorder=3)
+        axes.plot(values, [row] * len(values), marker, color=colour, alpha=0.9 if name == highlight else 0.55,
+                  markeredgewidth=0, linestyle="", zorder=3)  # fmt: skip
         axes.plot([mean, mean], [row - 0.26, row + 0.26], "-", color=colour, linewidth=3.2, solid_capstyle="round", zorder=4)
         axes.annotate(form(mean), (mean, row - 0.26), (0, 3), textcoords="offset points", ha="center", va="bottom",
                       color=INK, fontweight="bold", fontsize="small")  # fmt: skip
@@ -217,7 +218,7 @@ def plot_matrices(parts: Sequence, *, title: str = "", limit: float | None = Non
             axes.annotate(text, (0.5, end), (0, shift), xycoords="axes fraction", textcoords="offset points",
                           ha="center", va=va, **look)  # fmt: skip
     side = figure.add_axes(((x + gap) / total_w, (middle - 0.45 * large) / total_h, 0.09 * large / total_w, 0.9 * large / total_h))
-    scale = figure.colorbar(heat, cax=side, ticks=[-limit, 0, limit], format="%.2g")
+    scale = figure.colorbar(heat, cax=side, ticks=[-limit, 0, limit], format=lambda value, _: f"{value:.2g}".replace("-", "\N{MINUS SIGN}"))
     scale.outline.set(edgecolor=MUTED, linewidth=0.8)
     side.grid(False)
     return figure

@@ -25,6 +25,16 @@ def headless() -> bool:
     return os.environ.get("LORA_LAB_HEADLESS", "0") not in ("", "0")
 
 
+# ipywidgets writes a label beside a slider and gives the slider itself no name: a screen reader would only say "slider, 1.0".
+# The sliders come onto the page a moment after this script.
+_NAME_SLIDERS = """<script>
+for (const delay of [0, 300, 1000, 3000, 9000]) setTimeout(() => {
+  for (const handle of document.querySelectorAll(".widget-slider [role=slider]:not([aria-label])"))
+    handle.setAttribute("aria-label", handle.closest(".widget-slider").querySelector("label").textContent);
+}, delay);
+</script>"""
+
+
 def volume_knob(*adapters: str) -> "VolumeKnob":
     """A line of handwritten digits, and one slider per adapter: its volume, from -1 to 2. Let it be a cell's last expression.
 
@@ -148,7 +158,8 @@ class VolumeKnob:
 
         if not headless():
             display(self.widget())
-        display({"text/html": self.still(), "text/plain": str(self)}, raw=True)
+        script = "" if headless() else _NAME_SLIDERS
+        display({"text/html": self.still() + script, "text/plain": str(self)}, raw=True)
 
     def still(self) -> str:
         """The twin that stands still, as HTML: open where nothing moves, folded below the sliders otherwise."""
@@ -173,7 +184,7 @@ class VolumeKnob:
 def _words(volumes: Mapping[str, float], text: str) -> str:
     terms = "".join(
         f'<span style="white-space: nowrap; margin-right: 2.5em">{html.escape(name)}, on <i>{html.escape(where)}</i>: '
-        f'W₀ {"+" if volume >= 0 else "−"} <b>{abs(volume):.2f}</b> · scaling · B A</span> '
+        f'W₀ {"+" if volume >= 0 else "−"} <b>{abs(volume):.2f}</b> · ΔW</span> '
         for name, volume in volumes.items()
         for where in [" and ".join(digit_painter.adapted_layers(name))]
     )

@@ -106,11 +106,14 @@ print(f"turned digits: {before:.1%} before, {evaluate(layer, [turned.test]):.1%}
 # %%
 A, dW = layer.lora_A.detach().cpu().view(4, 8, 8), layer.delta_weight().detach().cpu()
 show(
-    plot_images(list(A), labels=["1", "2", "3", "4"], title="The four rows of A"),
+    plot_images(
+        list(A), labels=["row 1", "row 2", "row 3", "row 4"],
+        title="The four rows of A (light: ink here raises the number)",
+    ),
     alt="The four rows of A as images of 8 by 8 pixels, light where ink raises the number.",
 )
 show(
-    plot_images(list(dW.view(10, 8, 8)), labels=list(range(10)), title="Mixed by B: ΔW"),
+    plot_images(list(dW.view(10, 8, 8)), labels=list(range(10)), title="ΔW, one row a digit"),
     alt="The ten rows of the update, one for each digit, as images of 8 by 8 pixels.",
 )
 
@@ -149,7 +152,7 @@ for name, d_in, d_out in [
     ("a square matrix of GPT-3", 12288, 12288),
 ]:
     small, full = adapter_size(d_in, d_out, r=4), d_in * d_out
-    print(f"{name:25s}{small:>9,} numbers instead of {full:>11,}: {small / full:.2%}")
+    print(f"{name:25s}{small:>9,} numbers instead of {full:>11,}: {small / full:6.2%}")
 
 # %% [markdown]
 # Small matrices save little; large ones save almost everything.

@@ -53,11 +53,11 @@ show(
 
 # %%
 torch.manual_seed(seed)
-W0, B, A = torch.randn(11, 7), torch.randn(11, 3), torch.randn(3, 7)
+W0, B, A = torch.randn(11, 7), 0.6 * torch.randn(11, 3), 0.6 * torch.randn(3, 7)
 show(
     plot_matrices(
         [("W0", W0), "+ 5/3 ·", ("B", B), "·", ("A", A), "=", ("W", W0 + 5 / 3 * B @ A)],
-        title="W = W0 + (alpha / r) B A, with r = 3 and alpha = 5",
+        title="W = W0 + (alpha / r) B A, with r = 3 and alpha = 5", limit=3,
     ),
     alt="Heat maps: W0 with 11 rows and 7 columns, plus 5/3 times B, 11 by 3, times A, "
     "3 by 7, equals W, 11 by 7.",
@@ -147,9 +147,9 @@ both_zero.reveal(
 )
 
 # %% [markdown]
-# Three starts learn, but "both random" damages what the layer knew before training begins. The
-# paper's choice keeps it: with $B = 0$, $\Delta W$ is exactly zero, and a random $A$ lets $B$
-# learn. Entries of about $1/\sqrt{d_\text{in}}$ (bound or deviation) make $Ax$ as large as $x$.
+# Three starts learn, but "both random" damages what the layer knew before training begins. One zero
+# factor makes $\Delta W$ exactly zero; which one hardly matters here. The paper takes $B = 0$, and
+# so do we. Entries of about $1/\sqrt{d_\text{in}}$ in $A$ make $Ax$ as large as $x$.
 
 # %% exercise="2.2"
 def init_factors(d_in: int, d_out: int, r: int):
@@ -184,7 +184,7 @@ def factor_gradients(x, g, A, B, alpha: float, r: int):
 check("2.3", factor_gradients)
 
 # %%
-factor_gradients, init_factors = use("2.3", factor_gradients), use("2.2", init_factors)
+init_factors, factor_gradients = use("2.2", init_factors), use("2.3", factor_gradients)
 torch.manual_seed(seed)
 A, B = init_factors(64, 10, 4)
 W, b = pretrained.weight.detach(), pretrained.bias.detach()
@@ -206,9 +206,9 @@ show(
     alt="Norms of both gradients over twelve updates. That of A starts at exactly zero and "
     "rises as B moves away from zero; that of B is large from the start.",
 )
-for k, when in enumerate(["before the first update ", "before the second update"]):
+for k, when in enumerate(["first", "second"]):
     a, b = norms["gradient of A"][k], norms["gradient of B"][k]
-    print(f"{when}: gradient of A {a:.3g}, of B {b:.3g}")
+    print(f"before the {when + ' update:':15s} gradient of A {a:.3g}, of B {b:.3g}")
 
 # %% [markdown]
 # ## What is frozen
@@ -280,8 +280,8 @@ with torch.no_grad():
     print(f"largest difference from peft       {(mine(x) - theirs(x)).abs().max():.1e}")
 
 # %% [markdown]
-# What differs is rounding: each multiplies and adds in its own order, and float32 keeps about seven
-# digits. Equal means equal *up to rounding*.
+# Equal, or equal *up to rounding*: each may multiply and add in its own order, and float32 keeps
+# about seven digits.
 #
 # ## Merge
 #

@@ -66,7 +66,7 @@ threes = [x[y == 3][0] for x, y in turned]
 show(
     plot_images(
         [pixels.reshape(8, 8) for pixels in threes],
-        labels=[f"{angle}°" for angle in angles],
+        labels=[f"{angle}°".replace("-", "−") for angle in angles],
         title="One handwritten 3, leaning right and left",
         cell=0.75,
     ),
@@ -119,7 +119,7 @@ check("2b.1", add_lora)
 
 # %% [markdown]
 # Stuck? `hint("2b.1")` gives a nudge, called again a bigger one. Next: four ways to adapt, one loop for all. Each method
-# picks its learning rate on validation images; the test images are used once.
+# picks its learning rate on validation images; test images choose nothing.
 
 # %%
 add_lora = use("2b.1", add_lora)
@@ -397,7 +397,7 @@ for name, tensors in choices.items():
 # ## 9 · The ledger
 #
 # Our network is so small that full fine-tuning costs nothing. LoRA's bargain is about size: gradients and Adam's two
-# moments take 12 bytes per trained parameter in float32.
+# moments take 12 bytes per trained parameter in float32. (Here without the new head, which trains as well.)
 
 # %%
 ours = lora_parameters(64, 32, 4) + lora_parameters(32, 32, 4)
@@ -406,10 +406,20 @@ ledger = {
     "GPT-2 small, q and v of 12 layers": (12 * 2 * lora_parameters(768, 768, 4), 124_439_808),
     "GPT-3, q and v of 96 layers": (96 * 2 * lora_parameters(12288, 12288, 4), 175_255_800_000),
 }
-print(f"{'r = 4':34s} {'LoRA trains':>11s} {'of':>15s} {'share':>8s} {'MB':>7s} {'MB, full':>12s}")
+
+
+def size(count):
+    """Gradient and both moments of this many float32 parameters, 12 bytes each."""
+    value, units = 12.0 * count, ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.1f} {units[0]}"
+
+
+print(f"{'r = 4':34s} {'LoRA trains':>11s} {'of':>15s} {'share':>8s} {'LoRA':>9s} {'full':>9s}")
 for name, (trains, total) in ledger.items():
-    mb = [f"{12 * count / 1e6:,.2f}" for count in (trains, total)]
-    print(f"{name:34s} {trains:11,d} {total:15,d} {trains / total:8.3%} {mb[0]:>7s} {mb[1]:>12s}")
+    share = f"{trains / total:.3%}"
+    print(f"{name:34s} {trains:11,d} {total:15,d} {share:>8s} {size(trains):>9s} {size(total):>9s}")
 
 # %% [markdown]
 # GPT-3's total: Table 4 of the [LoRA paper](https://arxiv.org/abs/2106.09685).

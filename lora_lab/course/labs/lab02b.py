@@ -255,7 +255,7 @@ def _reference_add_lora(model, names, r, alpha):
 
 ADD_LORA = Exercise(
     id="2b.1",
-    title="Put LoRA into a model",
+    title="Wrap the named layers",
     difficulty=2,
     minutes=7,
     points=4,
@@ -426,7 +426,7 @@ def _reference_interval(a, b, t):
 
 INTERVAL = Exercise(
     id="2b.2",
-    title="Better, or luckier?",
+    title="An interval for the difference",
     difficulty=2,
     minutes=6,
     points=3,

@@ -1,0 +1,955 @@
+"""Adapters on disk, in peft's format: adapter_model.safetensors (the factors) beside adapter_config.json (alpha, targets, ...).
+
+    base_model.model.<name>.lora_A.weight     (r, in)   or (r, channels, kh, kw)   A
+    base_model.model.<name>.lora_B.weight     (out, r)  or (out, r, 1, 1)          B
+    base_model.model.<name>.lora_embedding_A  (r, tokens),  ..._B (dim, r)         of an embedding
+    base_model.model.<name>.weight, .bias     whole modules that train (modules_to_save), trained biases
+
+Our own tensors file also carries, in its header, a copy of the config, the slices of fused layers, and a sha256 of the whole
+file. So it is an adapter by itself, a config that does not belong to it is noticed, and so is every changed byte. A file made
+elsewhere has no such record: there, a changed number that is still a finite number can't be noticed.
+
+Nothing here writes a pickle; a foreign .bin or .pt is read with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .adapt import BIAS, QKV, TrainedCopy, check_targets, install, lora_layers, make_layer, trained_biases
+from .files import atomic_write
+from .layers import LoRAFusedLinear, LoRALayer, is_conv1d, layer_class
+
+PREFIX = "base_model.model."
+TENSORS, PICKLED, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
+ASIDE = f".{CONFIG}.before"  # where the old config stands for the moment in which the tensors file changes
+RECORD, DIGEST = "lora_lab", "lora_lab_sha256"
+FACTOR = re.compile(r"(.*?)\.?lora_(embedding_)?([AB])(\.weight)?")
+
+# Config fields that decide what the adapter computes, with peft's defaults ...
+DECIDING = {
+    "r": 8, "lora_alpha": None, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none",
+    "modules_to_save": None, "target_modules": None,
+}  # fmt: skip
+# ... those that don't, once the tensors are there ...
+HARMLESS = {
+    "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "revision", "runtime_config", "task_type",
+}  # fmt: skip
+# ... and ways to begin that leave the base weights as they are. PiSSA, OLoRA, LoftQ and others change them.
+PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+
+
+class AdapterError(ValueError):
+    """An adapter can't be written, read or put into this model; the message says what was found. Nothing was changed."""
+
+
+class AdapterNotFound(AdapterError, FileNotFoundError):
+    """There is no adapter at this path."""
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What `save_adapter` wrote. `stored` and `trained` count scalars; they differ where a fused layer is saved in block form."""
+
+    folder: Path
+    tensors: int
+    stored: int
+    trained: int
+    bytes: int  # of the tensors file
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.folder}: {self.tensors} tensors, {self.stored:,} numbers, {self.bytes:,} bytes"
+        return "\n".join([text, *self.notes])
+
+
+def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors under peft's names, in peft's shapes (see the top of this file), detached, on the model's device.
+
+    Factors, modules trained in full, trained biases; the frozen base is not among them. Merged or not makes no difference.
+    The slices of a `LoRAFusedLinear` come as one block form: A (n r, in) and B (out, n r) with zero rows for the other slices.
+    Raises AdapterError if the model carries no LoRA layer.
+    """
+    model = _uncompiled(model)
+    state = {}
+    for name, layer in _adapted(model).items():
+        shape_A, shape_B = _shapes(layer.base_layer, layer.lora_A.shape[0])
+        key_A, key_B = _keys(name, layer.base_layer)
+        state[key_A] = layer.lora_A.detach().reshape(shape_A)
+        state[key_B] = layer.full_B().detach().reshape(shape_B)
+    for name, copied in _trained_copies(model).items():
+        state |= {f"{PREFIX}{name}.{key}": tensor for key, tensor in copied.trained.state_dict().items()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return state | {PREFIX + name: parameters[name].detach() for name in _trains(model)["biases"] if name in parameters}
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike, base_model_name: str | None = None) -> SavedAdapter:
+    """Write the adapter into `folder` (made if it is missing) as peft would, and say what was written.
+
+    base_model_name: for the config; by default what the model's own config says.
+
+    Both files are written beside the old ones, read back, compared, and only then renamed. A kill at any moment leaves the old adapter
+    or the new one, whole. Never an old config beside new tensors: for the instant in which the tensors change there is no config,
+    so that peft refuses the folder, and `load_adapter` uses the copy in the tensors file.
+
+    Slices of fused layers (`LoRAFusedLinear`) have no form in peft. They are saved as one adapter of rank n r, with zero rows for the
+    other slices and alpha times n (times sqrt(n) with rslora), which computes the same; a warning says so, because training that
+    on in peft would move the other slices, too. `load_adapter` gets the slices back exactly.
+
+    Raises AdapterError, leaving the old files alone: no LoRA layer, an empty factor, a number that is NaN or infinite, a path that is
+    a file, a copy on disk that differs from the model. OSError: a full disk, a folder without write access.
+    """
+    from safetensors.torch import save
+
+    folder, model = Path(folder), _uncompiled(model)
+    if folder.exists() and not folder.is_dir():
+        raise AdapterError(f"{folder} is a file; an adapter is a folder with {TENSORS} and {CONFIG}. Give another path")
+    tensors = {k: t.cpu().contiguous().clone() for k, t in lora_state_dict(model).items()}
+    _refuse_unusable(tensors, "this adapter can't be saved, and what was saved before is left as it is")
+    config, notes = _config(model, base_model_name)
+    fused = {
+        name: {"slices": layer.slices, "of": layer.of, "r": layer.r, "alpha": layer.alpha}
+        for name, layer in _adapted(model).items()
+        if isinstance(layer, LoRAFusedLinear)
+    }
+    record = {"version": 1, "config": config, "fused": fused}
+    data = save(tensors, {"format": "pt", RECORD: json.dumps(record), DIGEST: "0" * 64})
+    at = _digest_place(data)
+    data = data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
+
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    target, beside, aside = folder / TENSORS, folder / CONFIG, folder / ASIDE
+    _sweep(folder)
+    with atomic_write(beside) as new_config:
+        new_config.write_text(text, encoding="utf-8")
+        moved = False
+        try:
+            with atomic_write(target) as new_tensors:
+                new_tensors.write_bytes(data)
+                back = _read_file(new_tensors, tensors_only=True).tensors
+                if back.keys() != tensors.keys() or not all(torch.equal(back[k], t) for k, t in tensors.items()):
+                    raise AdapterError(f"what was read back from {folder} is not what was written; is the disk in order?")
+                with open(new_tensors, "rb+") as file:
+                    os.fsync(file.fileno())  # the long part; what follows takes microseconds
+                if beside.exists() and (not target.exists() or beside.read_bytes() != text.encode()):
+                    os.replace(beside, aside)
+                    moved = True
+        except OSError:
+            if moved:
+                os.replace(aside, beside)
+            raise
+    aside.unlink(missing_ok=True)
+
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    trained = sum(p.numel() for p in _trains(model)["parameters"])
+    return SavedAdapter(folder, len(tensors), sum(t.numel() for t in tensors.values()), trained, len(data), tuple(notes))
+
+
+def load_adapter(
+    model: nn.Module,
+    path: str | os.PathLike,
+    alpha: float | None = None,
+    *,
+    slices: str | Iterable[int] | None = None,
+    trainable: bool = False,
+) -> nn.Module:
+    """Put the adapter at `path` into `model` and return the model.
+
+    path       a folder as `save_adapter` or peft writes it, or one file: .safetensors, or .bin / .pt with nothing but tensors,
+               in peft's names or in those of loralib ("...query.lora_A")
+    alpha      for files that carry none (loralib's); where the file says one, another is refused: set `layer.alpha` afterwards
+    slices     for loralib's MergedLinear, which does not say which slices of the fused layer it adapts: "q,v" or (0, 2)
+    trainable  whether the adapter trains. False freezes a new adapter and leaves one that is already there as it is
+
+    A plain model gets LoRA layers where the file has tensors: nothing else is asked, so that every valid peft file loads. A model that
+    carries LoRA already must carry the same adapter (layers, ranks, slices, trained modules, biases) and takes over its values.
+
+    All is checked before anything changes, and after an error the model is as it was, bit for bit. Raises AdapterNotFound, or
+    AdapterError with every missing, unexpected and misshapen key; for a file that is damaged, holds a NaN or is none; for tensors
+    and config that don't belong together; for a method beyond plain LoRA (use_dora, ...).
+    """
+    inner = _uncompiled(model)
+    merged = [name for name, layer in lora_layers(inner).items() if layer.merged]
+    if merged:
+        raise AdapterError(f"{merged[0]!r} and {len(merged) - 1} other layer(s) are merged; call unmerge(model) before loading an adapter")
+    plan = _plan(_read(Path(path)), inner, alpha, slices)
+    if lora_layers(inner):
+        _take_over(inner, plan, trainable)
+    else:
+        _put_in(inner, plan, trainable)
+    return model
+
+
+# ---- reading
+
+
+@dataclass
+class _Content:
+    """What stands in an adapter's files."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    config: dict | None = None
+    fused: dict = field(default_factory=dict)
+    ours: bool = False
+
+
+def _read(path: Path) -> _Content:
+    if not path.exists():
+        raise AdapterNotFound(f"there is no file or folder {path}. Names on a hub are not downloaded here: fetch the adapter first")
+    if path.is_dir():
+        file = next((path / name for name in (TENSORS, PICKLED) if (path / name).exists()), None)
+        if file is None:
+            found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            raise AdapterNotFound(f"{path} holds no adapter: neither {TENSORS} nor {PICKLED}, but {found}")
+    else:
+        file = path
+    content = _read_file(file)
+    beside = file.parent / CONFIG
+    if path.is_dir() or file.name in (TENSORS, PICKLED):
+        if not beside.exists() and not content.ours:
+            beside = file.parent / ASIDE  # a save was killed at the very moment of the change; these two belong together
+        if beside.exists():
+            _pair(content, beside)
+    return content
+
+
+def _pair(content: _Content, path: Path) -> None:
+    """Take the config beside a tensors file, or compare it with the one inside."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise AdapterError(f"{path} is no JSON text ({_short(error)})" + (_CURE if content.ours else "")) from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} should hold a JSON object; found {type(config).__name__}")
+    if not content.ours:
+        content.config = config
+        return
+    differing = [k for k in DECIDING if config.get(k, DECIDING[k]) != content.config.get(k, DECIDING[k])]
+    if differing:
+        lines = "".join(f"\n  {k}: {config.get(k)!r} in {path.name}, {content.config.get(k)!r} in the tensors file" for k in differing)
+        raise AdapterError(f"{path} does not belong to {content.path.name} beside it; one of them was exchanged or edited:{lines}\n{_CURE}")
+
+
+_CURE = f"The tensors file has a whole copy of its own config: delete {CONFIG} to use it"
+
+
+def _read_file(path: Path, tensors_only: bool = False) -> _Content:
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise AdapterError(f"{path} can't be read: {_short(error)}") from error
+    if size == 0:
+        raise AdapterError(f"{path} is empty")
+    # safetensors begins with the length of a JSON header, then the header; a .part file is one that is being checked.
+    if path.suffix in (".safetensors", ".part") or start[8:9] == b"{":
+        return _read_safetensors(path, tensors_only)
+    return _Content(path, _read_pickled(path))
+
+
+def _read_safetensors(path: Path, tensors_only: bool) -> _Content:
+    from safetensors import safe_open
+    from safetensors.torch import load
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys, header = list(file.keys()), file.metadata() or {}
+    except Exception as error:
+        raise AdapterError(f"{path} is no whole safetensors file: {_short(error)}. Truncated, or a failed download?") from error
+    if not tensors_only:
+        _refuse_foreign(path, keys)  # before a whole model is read into memory
+    try:
+        data = path.read_bytes()
+        tensors = load(data)
+    except Exception as error:
+        raise AdapterError(f"{path} can't be read: {_short(error)}") from error
+    content = _Content(path, tensors)
+    if RECORD in header or DIGEST in header:
+        at = _digest_place(data)
+        if hashlib.sha256(data[:at] + b"0" * 64 + data[at + 64 :]).hexdigest().encode() != data[at : at + 64]:
+            raise AdapterError(f"{path} was damaged after it was saved: its sha256 does not agree with its content. Use another copy")
+        record = json.loads(header[RECORD])
+        if record["version"] != 1:
+            raise AdapterError(f"{path} was written by a newer lora_lab (record version {record['version']}); update this one")
+        content.config, content.fused, content.ours = record["config"], record["fused"], True
+    return content
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        # torch.load's advice, to load without weights_only, is the one thing not to do with a stranger's file.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise AdapterError(
+            f"{path} is neither a whole safetensors file nor a whole file of torch.save with nothing but tensors ({type(error).__name__}); "
+            "anything else in a pickle could run code and is not loaded"
+        ) from error
+    if not isinstance(tensors, Mapping):
+        raise AdapterError(f"{path} should hold a dict of tensors; found {type(tensors).__name__}")
+    odd = [k for k, t in tensors.items() if not isinstance(k, str) or not isinstance(t, Tensor)]
+    if odd:
+        raise AdapterError(f"{path} should hold a dict of tensors by name; found {_some(map(repr, odd))}. Save the adapter's state dict alone")
+    _refuse_foreign(path, tensors)
+    return dict(tensors)
+
+
+def _refuse_foreign(path: Path, keys: Iterable[str]) -> None:
+    keys = list(keys)
+    if not any(FACTOR.fullmatch(key) for key in keys):
+        raise AdapterError(f"{path} holds no LoRA factor among its {len(keys)} tensors ({_some(keys) or 'none at all'}). Is it the adapter?")
+
+
+def _refuse_unusable(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Empty, not floating where it must be, NaN: nothing that a model should compute with."""
+    empty = [k for k, t in tensors.items() if t.numel() == 0]
+    if empty:
+        raise AdapterError(f"{what}: empty tensors {_some(empty)}. Sharded training leaves such if the shards are not gathered before saving")
+    wrong = [f"{k} ({t.dtype})" for k, t in tensors.items() if FACTOR.fullmatch(k) and t.dtype not in FLOATS]
+    if wrong:
+        raise AdapterError(f"{what}: factors are floating-point numbers; found {_some(wrong)}")
+    bad = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.to(torch.promote_types(t.dtype, torch.float16))).all()]
+    if bad:
+        raise AdapterError(f"{what}: NaN or infinite numbers in {_some(bad)} ({len(bad)} of {len(tensors)} tensors)")
+
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _digest_place(data: bytes) -> int:
+    """Where the 64 digits of the sha256 stand. Inside JSON strings quotes are escaped, so this can't be found in one."""
+    mark = f'"{DIGEST}":"'.encode()
+    at = data.find(mark)
+    if at < 0 or at + len(mark) + 64 > len(data):
+        raise AdapterError("the record in the file's header is damaged: its sha256 is missing. Use another copy")
+    return at + len(mark)
+
+
+# ---- from the file to the model
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The config's fields that decide, checked."""
+
+    r: int | None
+    alpha: float
+    rslora: bool
+    dropout: float
+    bias: str | None  # None: the file does not say
+    rank_pattern: dict
+    alpha_pattern: dict
+    modules_to_save: tuple[str, ...]
+    targets: object
+    base_model: str | None
+
+
+@dataclass
+class _Factors:
+    """One layer of the file in our own shapes: A (r, in) and B (out, r), stacked for slices."""
+
+    A: Tensor
+    B: Tensor
+    r: int
+    alpha: float
+    slices: tuple[int, ...] | None = None
+    of: int = 1
+
+
+@dataclass
+class _Plan:
+    """All that loading will do, checked against the model."""
+
+    settings: _Settings
+    path: Path
+    layers: dict[str, _Factors]
+    trained: dict[str, dict[str, Tensor]]  # module -> its state
+    biases: dict[str, Tensor]
+    bias: str
+
+
+def _settings(content: _Content, alpha: float | None) -> _Settings:
+    config = content.config or {}
+    where = f"the config of {content.path}"
+
+    def fail(name, wanted):
+        raise AdapterError(f"{where}: {name} should be {wanted}; found {config[name]!r}")
+
+    def number(value):
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    def rank(value):
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+    if content.config is not None and config.get("peft_type") != "LORA":
+        raise AdapterError(f"{where}: peft_type is {config.get('peft_type')!r}; only 'LORA' is plain LoRA")
+    beyond = [
+        f"{k}={v!r}" for k, v in config.items() if k not in HARMLESS and k not in DECIDING and v not in (None, False, {}, [], "")
+    ]
+    start = config.get("init_lora_weights")
+    if not any(start is s or (isinstance(s, str) and start == s) for s in PLAIN_STARTS):
+        beyond.append(f"init_lora_weights={start!r} (it changes the base weights; peft can convert such an adapter when it saves)")
+    if beyond:
+        raise AdapterError(f"{where} asks for more than plain LoRA, which would be lost without a word: {', '.join(beyond)}")
+    if not rank(config.get("r", 8)):
+        fail("r", "an int >= 1")
+    said = config.get("lora_alpha")
+    if said is not None and not number(said):
+        fail("lora_alpha", "a finite number")
+    if alpha is not None and not number(alpha):
+        raise AdapterError(f"alpha must be a finite number; found {alpha!r}")
+    if said is None and alpha is None:
+        raise AdapterError(
+            f"{content.path} does not say which alpha it was trained with, and without it the update could be any multiple of itself. "
+            "Pass the one of the training run: load_adapter(model, path, alpha=16)"
+        )
+    if said is not None and alpha is not None and said != alpha:
+        raise AdapterError(f"{where} says lora_alpha={said!r}; asked for alpha={alpha!r}. Load it as it is, then set the alpha of its layers")
+    for name, fits, wanted in (("rank_pattern", rank, "ints >= 1"), ("alpha_pattern", number, "finite numbers")):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict) or not all(fits(v) for v in pattern.values()):
+            fail(name, f"an object of {wanted}")
+        try:
+            [re.compile(key) for key in pattern]
+        except re.error:
+            fail(name, "an object whose keys are regular expressions")
+    if config.get("bias", "none") not in BIAS:
+        fail("bias", f"one of {', '.join(BIAS)}")
+    if not isinstance(config.get("use_rslora", False), bool):
+        fail("use_rslora", "true or false")
+    dropout = config.get("lora_dropout") or 0.0
+    if not number(dropout) or not 0 <= dropout < 1:
+        fail("lora_dropout", "a probability below 1")
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(s, str) for s in saved):
+        fail("modules_to_save", "a list of names")
+    targets = config.get("target_modules")
+    if targets is not None and not isinstance(targets, str) and not (isinstance(targets, list) and all(isinstance(t, str) for t in targets)):
+        fail("target_modules", "a list of names or a regular expression")
+    if isinstance(targets, str):
+        try:
+            re.compile(targets)
+        except re.error:
+            fail("target_modules", "a regular expression")
+    if any(config.get(k) is not None for k in ("exclude_modules", "layers_to_transform", "layers_pattern")) or targets == "all-linear":
+        targets = None  # more rules than one; the tensors say it all
+    return _Settings(
+        r=config.get("r", 8) if content.config is not None else None,
+        alpha=said if said is not None else alpha,
+        rslora=config.get("use_rslora", False),
+        dropout=dropout,
+        bias=config.get("bias", "none") if content.config is not None else None,
+        rank_pattern=config.get("rank_pattern") or {},
+        alpha_pattern=config.get("alpha_pattern") or {},
+        modules_to_save=tuple(saved),
+        targets=targets,
+        base_model=config.get("base_model_name_or_path"),
+    )
+
+
+def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _Plan:
+    """Compare every tensor of the file with the model; raise with everything that does not fit, or return what to do."""
+    if hasattr(model, "peft_config"):
+        raise AdapterError(f"this {type(model).__name__} carries a peft adapter already; give the plain base model")
+    settings = _settings(content, alpha)
+    _refuse_unusable(content.tensors, f"{content.path} can't be used")
+    plain = {n: m.base_layer if isinstance(m, LoRALayer | TrainedCopy) else m for n, m in _tree(model).items()}
+    missing, unexpected, misshapen, other = [], [], [], []
+
+    factors: dict[str, dict[str, str]] = {}  # name -> "A", "B" -> key in the file
+    rest: dict[str, str] = {}  # parameter of the plain model -> key
+    for key in content.tensors:
+        name = key.removeprefix(PREFIX)
+        found = FACTOR.fullmatch(name)
+        if found:
+            factors.setdefault(found[1], {})[found[3]] = key
+        elif ".original_module." not in name:  # peft stores the untrained original, too, where all biases train
+            name = name.replace(".modules_to_save.", ".")
+            if name not in rest or key == PREFIX + name:
+                rest[name] = key
+
+    layers: dict[str, _Factors] = {}
+    for name, keys in factors.items():
+        base = plain.get(name) if name else None
+        kind = None if base is None else layer_class(base)
+        if kind is None:
+            unexpected += keys.values()
+            if base is not None:
+                other.append(f"{name} is a {type(base).__name__}; LoRA is available for Linear, Conv1D, Embedding and Conv2d layers")
+            continue
+        tensors = {which: content.tensors[key] for which, key in keys.items()}
+        rank = _rank_of(tensors)
+        if len(tensors) < 2:
+            missing += [f"{k} {shape}" for w, k, shape in zip("AB", _keys(name, base), _shapes(base, rank), strict=True) if w not in tensors]
+            continue
+        layer_alpha = _lookup(settings.alpha_pattern, name, settings.alpha)
+        peft_style = [key.endswith((".weight", "lora_embedding_A", "lora_embedding_B")) for key in keys.values()]
+        try:
+            if name in content.fused:
+                layers[name] = _from_blocks(base, tensors["A"], tensors["B"], content.fused[name])
+                continue
+            if not any(peft_style) and not isinstance(base, nn.Conv2d):
+                layers[name] = _from_loralib(name, base, tensors["A"], tensors["B"], layer_alpha, slices)
+                continue
+        except AdapterError as error:
+            other.append(f"{name}: {error}")
+            continue
+        r = rank if settings.r is None else _lookup(settings.rank_pattern, name, settings.r)
+        wrong = False
+        for which, key, shape in zip("AB", _keys(name, base), _shapes(base, r), strict=True):
+            if settings.r is not None and keys[which] not in (key, key.removeprefix(PREFIX)):
+                unexpected.append(keys[which])
+                missing.append(f"{key} {shape}")
+                wrong = True
+            elif tuple(tensors[which].shape) != shape:
+                misshapen.append(f"{keys[which]}: {tuple(tensors[which].shape)} in the file, {shape} here")
+                wrong = True
+        if not wrong:
+            layers[name] = _Factors(tensors["A"].flatten(1), tensors["B"].flatten(1), r, layer_alpha)
+
+    if not content.tensors or not factors:
+        _refuse_foreign(content.path, content.tensors)
+    saved = [n for n in plain if n and any(n == s if content.ours else n.endswith(s) for s in settings.modules_to_save)]
+    given = {id(plain[n]) for n in factors if n in plain}
+    for name in _targeted(settings.targets, plain):
+        if id(plain[name]) not in given and not any(name.startswith(n + ".") for n in saved):
+            r = _lookup(settings.rank_pattern, name, settings.r)
+            missing += [f"{k} {shape}" for k, shape in zip(_keys(name, plain[name]), _shapes(plain[name], r), strict=True)]
+
+    trained, biases, bias = _rest(content.tensors, settings, plain, rest, set(factors), saved, missing, unexpected, misshapen, other)
+    for name in layers:
+        if any(name == n or name.startswith(n + ".") for n in trained):
+            other.append(f"{name} is both adapted and part of a module that is trained in full; there is no such layer here")
+    if not lora_layers(model):
+        try:
+            check_targets(model, {name: (plain[name], None) for name in layers})
+        except (TypeError, ValueError) as error:
+            other.append(str(error))
+    for name, twin in ((n, t) for n in layers for t in layers if n < t and plain[n] is plain[t]):
+        if not all(torch.equal(getattr(layers[name], w), getattr(layers[twin], w)) for w in "AB"):
+            other.append(f"{name} and {twin} are one layer in this model, with two different adapters in the file")
+
+    if missing or unexpected or misshapen or other:
+        parts = [f"{content.path} does not fit this {type(model).__name__}; nothing was changed."]
+        unexpected = [f"{k} {tuple(content.tensors[k].shape)}" for k in unexpected]
+        for title, lines in (
+            ("missing from the file", missing),
+            ("in the file, without a place in the model", unexpected),
+            ("of another shape than the model asks for", misshapen),
+            ("further", other),
+        ):
+            if lines:
+                parts.append(f"{title} ({len(lines)}):" + "".join(f"\n  {line}" for line in lines))
+        if settings.base_model:
+            parts.append(f"The adapter was made for {settings.base_model!r}; is this that model, with as many layers and labels?")
+        raise AdapterError("\n".join(parts))
+    return _Plan(settings, content.path, layers, trained, biases, bias)
+
+
+def _rest(tensors, settings, plain, rest, adapted, saved, missing, unexpected, misshapen, other):
+    """Sort what is no factor into whole trained modules and single biases; add what does not fit to the lists."""
+    for name in adapted & plain.keys():  # peft keeps the bias of an adapted layer, and sometimes an embedding's weight, under base_layer
+        if key := rest.pop(f"{name}.base_layer.bias", None):
+            rest[f"{name}.bias"] = key
+        if key := rest.pop(f"{name}.base_layer.weight", None):
+            here = plain[name].weight.detach().cpu()
+            if _fits(tensors[key], here, key, misshapen, other) and not torch.equal(here, tensors[key].to(here.dtype)):
+                other.append(f"{key} holds a base weight that is not this model's: the adapter was trained on another base")
+
+    def whole(name):
+        state = _state_of(plain, name)
+        return bool(name and state) and all(f"{name}.{key}" in rest for key in state)
+
+    # peft asks only how a name ends: "classifier" in its modules_to_save is "pre_classifier", too. Other files name no modules, and some
+    # of peft's have more than they name (a resized embedding): there, the largest module that the file holds completely.
+    roots = set(saved)
+    for name in rest:
+        module = name.rpartition(".")[0]
+        if module in plain and whole(module) and not any(f"{module}.".startswith(f"{root}.") for root in roots):
+            while whole(module.rpartition(".")[0]):
+                module = module.rpartition(".")[0]
+            roots.add(module)
+    roots = {n for n in roots if not any(n.startswith(m + ".") for m in roots)}
+
+    trained: dict[str, dict[str, Tensor]] = {}
+    for root in sorted(roots):
+        trained[root] = {}
+        for key, here in _state_of(plain, root).items():
+            stored = rest.pop(f"{root}.{key}", None)
+            if stored is None:
+                missing.append(f"{PREFIX}{root}.{key} {tuple(here.shape)}")
+            elif _fits(tensors[stored], here, stored, misshapen, other):
+                trained[root][key] = tensors[stored]
+
+    parameters = {f"{n}.{k}" if n else k: p for n, m in plain.items() for k, p in m._parameters.items() if p is not None}
+    parameters = {n: p for n, p in parameters.items() if not any(n.startswith(root + ".") for root in roots)}
+    every = {n for n in parameters if n.rpartition(".")[2] == "bias"}
+    of_adapted = {f"{n}.bias" for n in adapted} & every
+    bias = settings.bias
+    if bias is None:  # a loralib file: its tensors show which of the three it was
+        given = every & rest.keys()
+        bias = "none" if not given else "lora_only" if given <= of_adapted else "all"
+    expected = {"none": set(), "lora_only": of_adapted, "all": every}[bias]
+    biases = {}
+    for name, key in rest.items():
+        # peft's "all" means every name with "bias" in it, T5's relative_attention_bias.weight among them
+        if name in parameters and (name in expected or (bias == "all" and "bias" in name)):
+            if _fits(tensors[key], parameters[name], key, misshapen, other):
+                biases[name] = tensors[key]
+        else:
+            unexpected.append(key)
+    missing += [f"{PREFIX}{n} {tuple(parameters[n].shape)}" for n in sorted(expected - rest.keys())]
+    return trained, biases, bias
+
+
+def _state_of(plain: Mapping[str, nn.Module], name: str) -> dict[str, Tensor]:
+    """What the plain module's state_dict would hold."""
+    state = {}
+    for inner, module in plain.items():
+        if inner == name or inner.startswith(name + "."):
+            own = {**module._parameters, **{k: b for k, b in module._buffers.items() if k not in module._non_persistent_buffers_set}}
+            state |= {f"{inner}.{k}".removeprefix(name + "."): t for k, t in own.items() if t is not None}
+    return state
+
+
+def _rank_of(tensors: Mapping[str, Tensor]) -> int:
+    shape = tensors["A"].shape[:1] if "A" in tensors else tensors["B"].shape[1:2]
+    return shape[0] if shape else 1
+
+
+def _fits(there: Tensor, here: Tensor, key: str, misshapen: list, other: list) -> bool:
+    if there.shape != here.shape:
+        misshapen.append(f"{key}: {tuple(there.shape)} in the file, {tuple(here.shape)} here")
+    elif there.is_floating_point() != here.is_floating_point():
+        other.append(f"{key} is {there.dtype} in the file and {here.dtype} here")
+    else:
+        return True
+    return False
+
+
+def _targeted(targets, plain: Mapping[str, nn.Module]) -> list[str]:
+    """The layers that the config's target_modules mean in this model, by peft's rule; none if it does not say."""
+    if targets is None:
+        return []
+    if isinstance(targets, str):
+        names = [n for n in plain if re.fullmatch(targets, n)]
+    else:
+        names = [n for n in plain if any(n == t or n.endswith("." + t) for t in targets)]
+    return [n for n in names if n and layer_class(plain[n]) is not None]
+
+
+def _lookup(pattern: Mapping, name: str, default):
+    """peft's rule: the first key that, as a regular expression, matches the end of the name."""
+    return next((v for k, v in pattern.items() if re.match(rf"(.*\.)?({k})$", name)), default)
+
+
+def _from_blocks(base: nn.Module, A: Tensor, B: Tensor, saved: Mapping) -> _Factors:
+    """Our own block form of a fused layer, A (n r, in) and B (out, n r), back to slices."""
+    slices, of, r = tuple(saved["slices"]), saved["of"], saved["r"]
+    n = len(slices)
+    shape_A, shape_B = _shapes(base, n * r)
+    if tuple(A.shape) != shape_A or tuple(B.shape) != shape_B or isinstance(base, nn.Embedding):
+        raise AdapterError(f"A {tuple(A.shape)} and B {tuple(B.shape)} in the file; {shape_A} and {shape_B} here")
+    blocks = B.reshape(of, -1, n, r)
+    return _Factors(A, torch.cat([blocks[place, :, k] for k, place in enumerate(slices)]), r, saved["alpha"], slices, of)
+
+
+def _from_loralib(name: str, base: nn.Module, A: Tensor, B: Tensor, alpha: float, slices) -> _Factors:
+    """loralib's A (r, in) and B (out, r); or its MergedLinear's A (n r, in) and B (n width, r), which is how we stack slices."""
+    (_, inputs), (out, _) = _shapes(base, 1)
+    if A.ndim == B.ndim == 2 and A.shape[1] == inputs:
+        r = B.shape[1]
+        if A.shape[0] == r and B.shape[0] == out:
+            return _Factors(A, B, r, alpha)
+        n, odd = divmod(A.shape[0], r)
+        if not odd and B.shape[0] % n == 0 and out % (B.shape[0] // n) == 0 and not isinstance(base, nn.Embedding):
+            of = out // (B.shape[0] // n)
+            if n <= of:
+                chosen = tuple(range(of)) if n == of else _chosen(slices, n, of)
+                return _Factors(A, B, r, alpha, chosen, of)
+    raise AdapterError(f"A {tuple(A.shape)} and B {tuple(B.shape)} in the file; (r, {inputs}) and ({out}, r) here")
+
+
+def _chosen(slices, n: int, of: int) -> tuple[int, ...]:
+    if slices is None:
+        raise AdapterError(
+            f"the file adapts {n} of {of} slices of this fused layer and does not say which. Pass slices=, "
+            'as in slices="q,v" or slices=(0, 2) for loralib\'s enable_lora=[True, False, True]'
+        )
+    if isinstance(slices, str):
+        letters = [s.strip() for s in slices.split(",")]
+        if of != len(QKV) or not set(letters) <= set(QKV):
+            raise AdapterError(f"slices={slices!r}: letters are q, k, v of 3 slices; this layer has {of}. Give their numbers, from 0")
+        slices = [QKV[s] for s in letters]
+    slices = tuple(sorted(set(slices)))
+    if len(slices) != n or not set(slices) <= set(range(of)):
+        raise AdapterError(f"slices {slices} asked for; the file has factors for {n} of {of}")
+    return slices
+
+
+def _put_in(model: nn.Module, plan: _Plan, trainable: bool) -> None:
+    """Give a plain model the layers of the plan."""
+    tree = _tree(model)
+    before = [name for name, p in model.named_parameters() if p.requires_grad]
+    flags = {p: p.requires_grad for p in model.parameters()}
+    try:
+        layers: dict[int, LoRALayer] = {}
+        for name, factors in plan.layers.items():
+            base = tree[name]
+            if id(base) in layers:
+                continue
+            # As precise as the file or the base, whichever is more: float32 factors over a bfloat16 base stay float32.
+            dtype = torch.promote_types(factors.A.dtype, torch.promote_types(factors.B.dtype, base.weight.dtype))
+            options = {"dropout": plan.settings.dropout, "rslora": plan.settings.rslora, "adapter_dtype": dtype}
+            if isinstance(base, nn.Embedding):
+                options["dropout"] = 0.0
+            if factors.slices is not None:
+                layer = LoRAFusedLinear(base, factors.r, factors.alpha, slices=factors.slices, of=factors.of, **options)
+            else:
+                layer = make_layer(base, factors.r, factors.alpha, **options)
+            layers[id(base)] = layer
+            _copy(layer.lora_A, factors.A)
+            _copy(layer.lora_B, factors.B)
+        copies = {name: TrainedCopy(tree[name]) for name in plan.trained}
+        for name, state in plan.trained.items():
+            _copy_state(copies[name].trained, state)
+    except BaseException:  # out of memory, Ctrl-C: building a layer has frozen its base, nothing else
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+        raise
+    biases = {n: tree[n.rpartition(".")[0]]._parameters[n.rpartition(".")[2]] for n in plan.biases}
+    install(model, {name: layers[id(tree[name])] for name in plan.layers}, copies, plan.bias, before)
+    names = {id(p): n for n, p in model.named_parameters()}
+    for name, parameter in biases.items():
+        # What peft calls a bias and we don't trains in place like one, and comes back in remove_lora.
+        model._before_lora["biases"].setdefault(names[id(parameter)], parameter.detach().clone())
+        parameter.requires_grad_(True)
+        _copy(parameter, plan.biases[name])
+    if not trainable:
+        model.requires_grad_(False)
+
+
+def _take_over(model: nn.Module, plan: _Plan, trainable: bool) -> None:
+    """Copy the values of the plan into the same adapter that the model carries already."""
+    layers, copies = _adapted(model), _trained_copies(model)
+    here = {f"{n}, {_form(m.r, getattr(m, 'slices', None), m.rslora)}" for n, m in layers.items()}
+    there = {f"{n}, {_form(f.r, f.slices, plan.settings.rslora)}" for n, f in plan.layers.items()}
+    here |= {f"{n}, trained in full" for n in copies} | {f"{_plain_name(n)}, trained" for n in _trains(model)["biases"]}
+    there |= {f"{n}, trained in full" for n in plan.trained} | {f"{n}, trained" for n in plan.biases}
+    if here != there:
+        lines = [f"\n  only in the model: {n}" for n in sorted(here - there)] + [f"\n  only in the file: {n}" for n in sorted(there - here)]
+        raise AdapterError(
+            f"this model already carries another adapter than {plan.path} holds; nothing was changed. "
+            f"Call remove_lora(model) first, then load.{''.join(lines)}"
+        )
+    for name, factors in plan.layers.items():
+        _copy(layers[name].lora_A, factors.A)
+        _copy(layers[name].lora_B, factors.B)
+        layers[name].alpha = factors.alpha
+    for name, state in plan.trained.items():
+        _copy_state(copies[name].trained, state)
+    trains = _trains(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name in trains["biases"]:
+        _copy(parameters[name], plan.biases[_plain_name(name)])
+    if trainable:
+        for parameter in trains["parameters"]:
+            parameter.requires_grad_(True)
+
+
+def _form(r: int, slices, rslora: bool) -> str:
+    return f"r={r}" + (f", slices {tuple(slices)}" if slices is not None else "") + (", rslora" if rslora else "")
+
+
+@torch.no_grad()
+def _copy(parameter: Tensor, value: Tensor) -> None:
+    parameter.copy_(value.reshape(parameter.shape))
+
+
+def _copy_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    for key, tensor in module.state_dict().items():
+        _copy(tensor, state[key])  # a state dict shares its tensors' memory with the module
+
+
+# ---- from the model to the file
+
+
+def _config(model: nn.Module, base_model_name: str | None) -> tuple[dict, list[str]]:
+    """adapter_config.json as peft 0.21 reads it, and what its reader should know."""
+    layers, copies = _adapted(model), _trained_copies(model)
+    schemes = {layer.rslora for layer in layers.values()}
+    if len(schemes) > 1:
+        raise AdapterError("some layers use rslora and others don't; peft's config has one answer for all. Set one for all layers")
+    times = {name: len(layer.slices) if isinstance(layer, LoRAFusedLinear) else 1 for name, layer in layers.items()}
+    ranks = {name: layer.r * times[name] for name, layer in layers.items()}
+    # alpha' / (n r) = alpha / r and, with rslora, alpha' / sqrt(n r) = alpha / sqrt(r)
+    alphas = {n: x.alpha * (math.sqrt(times[n]) if x.rslora else times[n]) for n, x in layers.items()}
+    alphas = {n: int(a) if float(a).is_integer() else a for n, a in alphas.items()}
+    names = [n for n in _tree(model) if n]
+    r, rank_pattern = _pattern(ranks)
+    alpha, alpha_pattern = _pattern(alphas)
+    dropouts = {layer.lora_dropout.p for layer in layers.values() if isinstance(layer.lora_dropout, nn.Dropout)}
+    own = getattr(getattr(model, "config", None), "_name_or_path", None)
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base_model_name or own or None,
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": alpha,
+        "rank_pattern": rank_pattern,
+        "alpha_pattern": alpha_pattern,
+        "use_rslora": schemes.pop(),
+        "lora_dropout": max(dropouts, default=0.0),
+        "target_modules": _peft_targets(layers, names),
+        "modules_to_save": sorted(copies) or None,
+        "bias": model.__dict__.get("_before_lora", {}).get("bias", "none"),
+        "fan_in_fan_out": all(is_conv1d(layer.base_layer) for layer in layers.values()),
+        "init_lora_weights": True,
+    }
+    notes = []
+    fused = [n for n in layers if times[n] > 1 or isinstance(layers[n], LoRAFusedLinear)]
+    if fused:
+        n, layer = times[fused[0]], layers[fused[0]]
+        stored = ranks[fused[0]] * (layer.lora_A.shape[1] + layer.full_B().shape[0])
+        trained = layer.lora_A.numel() + layer.lora_B.numel()
+        notes.append(
+            f"{_some(fused)}: {n} slices of {layer.of} of a fused layer are saved as one adapter of rank {ranks[fused[0]]}, with zero rows "
+            f"for the others: {stored:,} numbers stored a layer, {trained:,} trained. It computes the same in peft, but training on there "
+            "would move the other slices, too; load_adapter gets the slices back"
+        )
+    more = sorted({n for n in names for c in copies if n != c and n.endswith(c) and n not in copies})
+    if more:
+        notes.append(f"peft asks only how a name ends, and would take {_some(more)} for trained in full, too: it can't read this adapter as it is")
+    if len({id(m) for m in layers.values()}) < len(layers):
+        notes.append("a layer that stands in several places is adapted in all of them; peft adapts only the first")
+    return config, notes
+
+
+def _pattern(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """The most common value, and the others by name. A name that also ends another target's is anchored."""
+    common = Counter(values.values()).most_common(1)[0][0]
+    pattern = {}
+    for name, value in values.items():
+        if value != common:
+            ends_another = any(other.endswith("." + name) for other in values)
+            pattern[f"^{re.escape(name)}" if ends_another else re.escape(name).replace(r"\_", "_")] = value
+    return common, pattern
+
+
+def _peft_targets(layers: Iterable[str], names: list[str]) -> list[str] | str:
+    """target_modules that mean exactly these layers to peft: the short ends of their names if they suffice, else the names, else a regex."""
+    wanted = set(layers)
+    for entries in ({n.rpartition(".")[2] for n in wanted}, wanted):
+        if {n for n in names if any(n == e or n.endswith("." + e) for e in entries)} == wanted:
+            return sorted(entries)
+    return "|".join(re.escape(n) for n in sorted(wanted))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what saves that were killed left behind, unless it is so young that another process may be writing it."""
+    for name in (TENSORS, CONFIG):
+        for left in folder.glob(f".{name}.*.part"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > 3600:
+                    left.unlink()
+
+
+# ---- the model's tree
+
+
+def _tree(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module under its name in the plain model; a LoRA layer or trained copy stands where its base layer would."""
+    found = {}
+
+    def visit(name, module):
+        found[name] = module
+        inner = module.base_layer if isinstance(module, LoRALayer | TrainedCopy) else module
+        for child_name, child in inner._modules.items():
+            if child is not None:
+                visit(f"{name}.{child_name}" if name else child_name, child)
+
+    visit("", model)
+    return found
+
+
+def _adapted(model: nn.Module) -> dict[str, LoRALayer]:
+    """The LoRA layers by their names, every place of one that stands in several; AdapterError if there is none."""
+    tree = _tree(model)
+    idle = tuple(n + "." for n, m in tree.items() if isinstance(m, TrainedCopy))  # inside a frozen original
+    layers = {n: m for n, m in tree.items() if isinstance(m, LoRALayer) and not n.startswith(idle)}
+    if not layers:
+        raise AdapterError("this model carries no LoRA layer, so there is no adapter; call apply_lora(model, ...) and train first")
+    if "" in layers:
+        raise AdapterError("the model is itself a LoRA layer, without a name to store it under; put it into a module, such as nn.Sequential")
+    return layers
+
+
+def _trained_copies(model: nn.Module) -> dict[str, TrainedCopy]:
+    return {n: m for n, m in _tree(model).items() if isinstance(m, TrainedCopy)}
+
+
+def _trains(model: nn.Module) -> dict:
+    """The names of the biases that belong to the adapter, and all its parameters, each once."""
+    before = model.__dict__.get("_before_lora", {})
+    named = dict(model.named_parameters(remove_duplicate=False))
+    biases = list(before.get("biases", ())) or list(trained_biases(model, before.get("bias", "none")))
+    own = [p for layer in _adapted(model).values() for p in (layer.lora_A, layer.lora_B)]
+    own += [p for copied in _trained_copies(model).values() for p in copied.trained.parameters()]
+    own += [named[n] for n in biases if n in named]
+    return {"biases": biases, "parameters": list({id(p): p for p in own}.values())}
+
+
+def _shapes(base: nn.Module, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """peft's shapes of A and B for this base layer."""
+    first, *rest = base.weight.shape
+    if isinstance(base, nn.Conv2d):
+        return (r, *rest), (first, r, 1, 1)
+    if isinstance(base, nn.Embedding) or is_conv1d(base):
+        return (r, first), (rest[0], r)
+    return (r, rest[0]), (first, r)
+
+
+def _keys(name: str, base: nn.Module) -> tuple[str, str]:
+    """peft's keys of A and B."""
+    ending = "lora_embedding_{}" if isinstance(base, nn.Embedding) else "lora_{}.weight"
+    return tuple(f"{PREFIX}{name}.{ending.format(which)}" for which in "AB")
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name as it would be without LoRA."""
+    return name.replace(".base_layer.", ".").removeprefix("base_layer.")
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """torch.compile wraps a model and puts "_orig_mod." in front of every name."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _short(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -1,0 +1,29 @@
+"""Benchmarks never pass or fail, but they have to run; `--quick` is for this."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+
+
+@pytest.mark.parametrize(("name", "columns"), [
+    ("spectra", {"d", "r", "ratio", "same_q1", "same_q3", "off"}),
+    ("start", {"import", "processor_ms", "memory_MB", "modules"}),
+])
+def test_it_runs_prints_a_table_and_saves_it(name, columns, tmp_path):
+    """With an option that only another script knows: `start.py bench` hands the same ones to all."""
+    command = [sys.executable, BENCH / f"{name}.py", "--quick", "--out", tmp_path / "new", "--tokens", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "new" / f"{name}.json").read_text(encoding="utf-8"))
+    assert {"cores", "processor", "torch"} <= saved["machine"].keys()
+    assert saved["rows"] and all(columns <= row.keys() for row in saved["rows"])
+    for row in saved["rows"]:
+        assert str(next(iter(row.values()))) in done.stdout
+    if name == "spectra":
+        # float32: a few eps of 1.2e-7 times a modest constant; a wrong decomposition is off by the order of 1
+        assert max(row["off"] for row in saved["rows"]) < 1e-5
