@@ -17,10 +17,19 @@ from .adapt import (
     remove_lora,
     unmerge,
 )
-from .counting import ParameterCount, breakeven_rank, count_parameters, lora_parameters
+from .counting import ParameterCount, breakeven_rank, count_parameters, lora_parameters, lora_shape
 from .data import Batches, Split, digits
 from .files import FetchError, atomic_write, fetch
-from .layers import LoRALayer, LoRALinear
+from .layers import LoRAConv1D, LoRAConv2d, LoRAEmbedding, LoRAFusedLinear, LoRALayer, LoRALinear
+from .spectra import (
+    amplification,
+    best_rank_r,
+    effective_rank,
+    energy,
+    factored_svd,
+    stable_rank,
+    subspace_similarity,
+)
 from .state import AdapterError, load_adapter, lora_state_dict, save_adapter
 from .train import Step, TrainingDiverged, evaluate, train
 
@@ -31,30 +40,42 @@ __all__ = [
     "Batches",
     "Coverage",
     "FetchError",
+    "LoRAConv1D",
+    "LoRAConv2d",
+    "LoRAEmbedding",
+    "LoRAFusedLinear",
     "LoRALayer",
     "LoRALinear",
     "ParameterCount",
     "Split",
     "Step",
     "TrainingDiverged",
+    "amplification",
     "apply_lora",
     "atomic_write",
+    "best_rank_r",
     "breakeven_rank",
     "count_parameters",
     "coverage",
     "digits",
+    "effective_rank",
+    "energy",
     "evaluate",
+    "factored_svd",
     "fetch",
     "find_targets",
     "load_adapter",
     "lora_disabled",
     "lora_layers",
     "lora_parameters",
+    "lora_shape",
     "lora_state_dict",
     "merge",
     "merge_and_unload",
     "remove_lora",
     "save_adapter",
+    "stable_rank",
+    "subspace_similarity",
     "train",
     "unmerge",
 ]

@@ -111,8 +111,9 @@ def sweep(
             records |= {cell: record for cell in missing if cell not in records and (record := _read(cell)) is not None}
             bar.update(len(records) - bar.n)
     except pickle.PicklingError as error:
+        reason = str(error.__cause__ or error).strip('\n "').splitlines()[-1]  # the cause is a traceback as text
         raise TypeError(
-            f"{function.__name__} uses something that cannot be sent to another process: {error.__cause__ or error}. "
+            f"{function.__name__} uses something that cannot be sent to another process: {reason}. "
             "Make it inside the function, or run with n_jobs=1"
         ) from error
     except BaseException as error:

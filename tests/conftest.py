@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-
 from mutants.conftest import pytest_terminal_summary  # noqa: F401  (prints the table of mutants, also under xdist)
 
 torch.set_num_threads(1)

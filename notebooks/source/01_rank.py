@@ -38,7 +38,7 @@ show(
 #
 # $$W = \sum_{i=1}^{\min(m, n)} S_i\, u_i v_i^\top$$
 #
-# That is the SVD. Cut after $r$ terms, and the rest has rank $r$. First commit yourself; then click
+# That is the SVD. Cut after $r$ terms: the rank is $r$. First commit yourself; then click
 # the slider and use the arrow keys. From which rank on would you recognise the place?
 
 # %%
@@ -160,7 +160,8 @@ choices = {
 panels = [("SVD", truncate(U, S, Vh, r), f"relative error {best:.1%}")]
 for name, A in choices.items():
     B = torch.linalg.lstsq(A.T, pagoda.T).solution.T
-    panels.append((f"A: {name}", B @ A, f"relative error {(B @ A - pagoda).norm() / S.norm():.1%}"))
+    missed = (B @ A - pagoda).norm() / pagoda.norm()
+    panels.append((f"A: {name}", B @ A, f"relative error {missed:.1%}"))
 show(
     plot_photographs(panels, title="Three pictures of rank 10"),
     alt="The pagoda at rank 10 three times, from the SVD, from ten random rows, and from ten "
@@ -240,7 +241,8 @@ check("1.4", numerical_rank)
 numerical_rank = use("1.4", numerical_rank)
 for share in [0.01, 0.5, 3, 4, 5, 6, 8]:
     sigma = float(share * size)
-    print(f"noise {share:4.0%} of the signal: rank {numerical_rank(signal + sigma * noise, sigma)}")
+    rank = numerical_rank(signal + sigma * noise, sigma)
+    print(f"noise {share:4.0%} of the signal: rank {rank}")
 
 # %% [markdown]
 # ## What factors cost

@@ -280,7 +280,8 @@ def _factors(answers, m: int, n: int, r: int):
     """(B, A), or a sentence that says what came instead."""
     parts = answers.get("factors")
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, np.ndarray) for part in parts):
-        kinds = {np.ndarray: "one tensor", list: f"a list or tuple of {np.size(parts) if parts is None else len(parts)}"} if False else {}
+        names = {np.ndarray: "one tensor", type(None): "None"}
+        found = f"{len(parts)} things" if isinstance(parts, list) else names.get(type(parts), type(parts).__name__)
         return f"return two tensors, B and A; found {found}"
     B, A = parts
     if B.shape != (m, r) or A.shape != (r, n):
@@ -296,7 +297,7 @@ def _explain_shapes(parts, m: int, n: int, r: int) -> Diagnosis | None:
     if isinstance(parts, np.ndarray) and parts.shape == (m, n):
         return Diagnosis("one_matrix", "you return the product; asked are its two factors, B and A")
     if isinstance(parts, list) and len(parts) == 3:
-        return Diagnosis("three_factors", "these are three parts, U, S and Vh; put S into B, into A, or half of it into each, and return two")
+        return Diagnosis("three_factors", "these are three parts, U, S and Vh; put S into B or into A, or its root into each, and return two")
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, np.ndarray) for part in parts):
         return None
     shapes = tuple(part.shape for part in parts)
@@ -309,7 +310,9 @@ def _explain_shapes(parts, m: int, n: int, r: int) -> Diagnosis | None:
     if shapes in {((m, k), (k, n)), ((m, m), (m, n)), ((m, m), (n, n)), ((m, n), (n, n))}:
         return Diagnosis("not_truncated", f"nothing was cut: B should have {r} columns and A {r} rows")
     if shapes[0] == (m, r) and shapes[1] in {(r, k), (r, r)}:
-        return Diagnosis("columns_of_Vh", "A is cut the wrong way: the first r rows of Vh, Vh[:r], are (r, n). (torch.svd returns V, torch.linalg.svd Vh)")
+        return Diagnosis(
+            "columns_of_Vh", "A is cut the wrong way: the first r rows of Vh, Vh[:r], are (r, n). (torch.svd returns V, torch.linalg.svd Vh)"
+        )
     if any(rows in {(r, k), (r, r), (r, m)} for rows in shapes[:1]):
         return Diagnosis("rows_of_U", "U[:r] cuts rows; the left singular vectors are the columns of U: U[:, :r]")
     return None
@@ -378,7 +381,8 @@ def _diagnose_best(evidence: list[Evidence]) -> Diagnosis | None:
             U, S, Vh = np.linalg.svd(e.inputs["W"], full_matrices=False)
             if compare(product, (U[:, :r] * S[:r]) @ Vh[:, :r].T if n == len(S) else product + 1, rtol=1e-6) is None:
                 return Diagnosis("columns_of_Vh", "A is made of columns of Vh; the right singular vectors are its rows, Vh[:r]")
-            error, best = (np.linalg.norm(e.inputs["W"] - X) / np.linalg.norm(e.inputs["W"]) for X in (product, best_of_rank(e.inputs["W"], r)))
+            W = e.inputs["W"]
+            error, best = (np.linalg.norm(W - X) / np.linalg.norm(W) for X in (product, best_of_rank(W, r)))
             return Diagnosis(
                 "not_the_best",
                 f"B @ A has rank {r}, but it is not the nearest such matrix: its relative error is {error:.3f}, the best one's {best:.3f}",
@@ -420,8 +424,9 @@ def _lab_factors(W, r):
 # ---------------------------------------------------------------- 1.4 rank under noise
 
 # The spectra are chosen so that every threshold one may think of counts another number; the right one counts 4 and 5.
-# 9 x 16, noise 0.5: sigma 0.5, sigma sqrt(m) 1.5, sigma sqrt(n) 2, sigma sqrt(m + n) 2.5, EDGE 3.5, sigma sqrt(m n) 6, sigma (m + n) 12.5, sigma S_1 20
-# 25 x 9, noise 0.2: 0.2, 1, 0.6, 1.17, EDGE 1.6, 3, 6.8, 10
+#                        noise  .√m  .√n  .√(m + n)  EDGE  .√(m n)  .(m + n)  .S_1
+# 9 x 16, noise 0.5:       0.5  1.5  2.0       2.5    3.5     6.0      12.5    20
+# 25 x 9, noise 0.2:       0.2  1.0  0.6       1.2    1.6     3.0       6.8    10
 NOISY = (
     dict(m=9, n=16, noise=0.5, S=(40, 16, 9, 4.5, 3, 2.2, 1.7, 1, 0.2)),
     dict(m=25, n=9, noise=0.2, S=(50, 8, 4, 2.2, 1.9, 1.45, 1.3, 1.08, 0.8)),
@@ -472,7 +477,7 @@ def _diagnose_rank(evidence: list[Evidence]) -> Diagnosis | None:
     found = [e.answers.get("rank") for e in evidence[:2]]
     if any(isinstance(value, np.ndarray) and value.ndim >= 1 for value in found):
         if all(isinstance(value, np.ndarray) and value.ndim == 1 for value in found):
-            return Diagnosis("values_not_count", "this is a row of numbers, one per singular value; count those above the edge: (S > edge).sum()")
+            return Diagnosis("values_not_count", "this is a row of numbers, one per singular value; count those above: (S > edge).sum()")
         return None
     if any(not isinstance(value, (int, float, np.ndarray)) for value in found):
         return None
@@ -532,7 +537,7 @@ EXERCISE_4 = Exercise(
     cases=(
         Case("counts the singular values above the edge", _designed_probe(NOISY[0]), _designed_judge(NOISY[0])),
         Case("also for a tall matrix with less noise", _designed_probe(NOISY[1]), _designed_judge(NOISY[1])),
-        Case("finds the rank of a rank-5 matrix in noise", _noise_probe(5), _noise_judge(5, "numerical_rank of a rank-5 matrix plus noise")),
+        Case("finds the rank of a rank-5 matrix in noise", _noise_probe(5), _noise_judge(5, "numerical_rank of rank 5 plus noise")),
         Case("pure noise has rank 0", _noise_probe(0), _noise_judge(0, "numerical_rank of pure noise")),
     ),
     diagnose=_diagnose_rank,
@@ -650,7 +655,7 @@ EXERCISE_5 = Exercise(
     name="largest_saving_rank",
     cases=(
         Case("7 x 13, and the photograph", _saving_probe((7, 13), (427, 640)), _saving_judge((7, 13), (427, 640))),
-        Case("where the division comes out even: as many numbers is no saving", _saving_probe((8, 8), (30, 20)), _saving_judge((8, 8), (30, 20))),
+        Case("where B and A have exactly as many numbers as W", _saving_probe((8, 8), (30, 20)), _saving_judge((8, 8), (30, 20))),
         Case("a single row: nothing to save", _saving_probe((1, 9)), _saving_judge((1, 9))),
     ),
     diagnose=_diagnose_saving,
@@ -729,7 +734,9 @@ def _diagnose_update(evidence: list[Evidence]) -> Diagnosis | None:
     if e.failure:
         change = tuned - original
         error = np.linalg.norm(change - product) / np.linalg.norm(change)
-        return Diagnosis("not_the_best", f"B @ A has rank {r}, but it misses {error:.0%} of the change; the nearest matrix of this rank misses nothing here")
+        return Diagnosis(
+            "not_the_best", f"B @ A has rank {r}, but it misses {error:.0%} of the change; the nearest matrix of this rank misses nothing here"
+        )
     return None
 
 
