@@ -40,19 +40,19 @@ ASIDE = f".{CONFIG}.before"  # where the old config stands for the moment in whi
 RECORD, DIGEST = "lora_lab", "lora_lab_sha256"
 FACTOR = re.compile(r"(.*?)\.?lora_(embedding_)?([AB])(\.weight)?")
 
-# Config fields that decide what the adapter computes, with peft's defaults ...
+# Config fields that decide what the adapter computes ...
 DECIDING = {
-    "r": 8, "lora_alpha": None, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none",
-    "modules_to_save": None, "target_modules": None,
+    "alpha_pattern", "bias", "lora_alpha", "modules_to_save", "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
 }  # fmt: skip
-# ... those that don't, once the tensors are there ...
+# ... those that don't, once the tensors are there (all others ask for more than plain LoRA, unless they are null or false) ...
 HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
-    "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_type", "peft_version",
-    "qalora_group_size", "revision", "runtime_config", "task_type",
+    "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size",
+    "revision", "runtime_config", "task_type",
 }  # fmt: skip
 # ... and ways to begin that leave the base weights as they are. PiSSA, OLoRA, LoftQ and others change them.
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+UNSET = (None, False, {}, [], "")
 
 
 class AdapterError(ValueError):
@@ -89,6 +89,8 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     model = _uncompiled(model)
     state = {}
     for name, layer in _adapted(model).items():
+        if 0 in (layer.lora_A.numel(), layer.lora_B.numel()):
+            raise AdapterError(f"the factors of {name!r} are empty. Sharded training leaves them so; gather the shards before saving")
         shape_A, shape_B = _shapes(layer.base_layer, layer.lora_A.shape[0])
         key_A, key_B = _keys(name, layer.base_layer)
         state[key_A] = layer.lora_A.detach().reshape(shape_A)
@@ -242,9 +244,10 @@ def _pair(content: _Content, path: Path) -> None:
     if not content.ours:
         content.config = config
         return
-    differing = [k for k in DECIDING if config.get(k, DECIDING[k]) != content.config.get(k, DECIDING[k])]
-    if differing:
-        lines = "".join(f"\n  {k}: {config.get(k)!r} in {path.name}, {content.config.get(k)!r} in the tensors file" for k in differing)
+    here, inside = ({k: v for k, v in c.items() if k not in HARMLESS and v not in UNSET} for c in (config, content.config))
+    if here != inside:
+        differing = sorted(k for k in here | inside if here.get(k) != inside.get(k))
+        lines = "".join(f"\n  {k}: {here.get(k)!r} in {path.name}, {inside.get(k)!r} in the tensors file" for k in differing)
         raise AdapterError(f"{path} does not belong to {content.path.name} beside it; one of them was exchanged or edited:{lines}\n{_CURE}")
 
 
@@ -403,11 +406,9 @@ def _settings(content: _Content, alpha: float | None) -> _Settings:
 
     if content.config is not None and config.get("peft_type") != "LORA":
         raise AdapterError(f"{where}: peft_type is {config.get('peft_type')!r}; only 'LORA' is plain LoRA")
-    beyond = [
-        f"{k}={v!r}" for k, v in config.items() if k not in HARMLESS and k not in DECIDING and v not in (None, False, {}, [], "")
-    ]
+    beyond = [f"{k}={v!r}" for k, v in config.items() if k not in HARMLESS | DECIDING and v not in UNSET]
     start = config.get("init_lora_weights")
-    if not any(start is s or (isinstance(s, str) and start == s) for s in PLAIN_STARTS):
+    if start not in PLAIN_STARTS:
         beyond.append(f"init_lora_weights={start!r} (it changes the base weights; peft can convert such an adapter when it saves)")
     if beyond:
         raise AdapterError(f"{where} asks for more than plain LoRA, which would be lost without a word: {', '.join(beyond)}")
@@ -478,7 +479,7 @@ def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _
 
     factors: dict[str, dict[str, str]] = {}  # name -> "A", "B" -> key in the file
     rest: dict[str, str] = {}  # parameter of the plain model -> key
-    for key in content.tensors:
+    for key in sorted(content.tensors, key=_natural):
         name = key.removeprefix(PREFIX)
         found = FACTOR.fullmatch(name)
         if found:
@@ -563,6 +564,9 @@ def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _
         if settings.base_model:
             parts.append(f"The adapter was made for {settings.base_model!r}; is this that model, with as many layers and labels?")
         raise AdapterError("\n".join(parts))
+    odd = [name for name in layers if _beyond_peft(plain[name])]
+    if odd and not content.ours:
+        warnings.warn(f"{_some(odd)}: {_ODD_CONVOLUTION}", stacklevel=3)
     return _Plan(settings, content.path, layers, trained, biases, bias)
 
 
@@ -640,7 +644,7 @@ def _rank_of(tensors: Mapping[str, Tensor]) -> int:
 def _fits(there: Tensor, here: Tensor, key: str, misshapen: list, other: list) -> bool:
     if there.shape != here.shape:
         misshapen.append(f"{key}: {tuple(there.shape)} in the file, {tuple(here.shape)} here")
-    elif there.is_floating_point() != here.is_floating_point():
+    elif there.dtype != here.dtype and not (there.dtype in FLOATS and here.is_floating_point()):
         other.append(f"{key} is {there.dtype} in the file and {here.dtype} here")
     else:
         return True
@@ -838,12 +842,22 @@ def _config(model: nn.Module, base_model_name: str | None) -> tuple[dict, list[s
             f"for the others: {stored:,} numbers stored a layer, {trained:,} trained. It computes the same in peft, but training on there "
             "would move the other slices, too; load_adapter gets the slices back"
         )
+    odd = [n for n, layer in layers.items() if _beyond_peft(layer.base_layer)]
+    if odd:
+        notes.append(f"{_some(odd)}: {_ODD_CONVOLUTION}")
     more = sorted({n for n in names for c in copies if n != c and n.endswith(c) and n not in copies})
     if more:
         notes.append(f"peft asks only how a name ends, and would take {_some(more)} for trained in full, too: it can't read this adapter as it is")
     if len({id(m) for m in layers.values()}) < len(layers):
         notes.append("a layer that stands in several places is adapted in all of them; peft adapts only the first")
     return config, notes
+
+
+_ODD_CONVOLUTION = "peft leaves the layer's dilation and padding mode out of its update, so that the adapter computes something else there, or fails"
+
+
+def _beyond_peft(base: nn.Module) -> bool:
+    return isinstance(base, nn.Conv2d) and (base.padding_mode != "zeros" or set(base.dilation) != {1})
 
 
 def _pattern(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
@@ -934,6 +948,11 @@ def _keys(name: str, base: nn.Module) -> tuple[str, str]:
     """peft's keys of A and B."""
     ending = "lora_embedding_{}" if isinstance(base, nn.Embedding) else "lora_{}.weight"
     return tuple(f"{PREFIX}{name}.{ending.format(which)}" for which in "AB")
+
+
+def _natural(name: str) -> list:
+    """Sorts layer 2 before layer 10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _plain_name(name: str) -> str:

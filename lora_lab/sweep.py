@@ -27,7 +27,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,6 @@ def sweep(
     or a folder of another function; OSError when the folder cannot be written; RuntimeError when a worker process died, or holds
     another version of the function. Whatever ends a sweep early, Ctrl-C too, leaves the cells that were finished.
     """
-    import joblib
     import torch
     from tqdm.auto import tqdm
 
@@ -88,20 +87,13 @@ def sweep(
         records = {cell: record for cell, record in records.items() if record["status"] == "done"}
     missing = [cell for cell in cells if cell not in records]
 
-    def tasks():
-        for cell in missing:
-            if not cell.path.exists():  # another process that runs the same sweep may have been faster
-                yield joblib.delayed(_run)(function, code, cell)
-
     threads = torch.get_num_threads()
     bar = tqdm(total=len(cells), initial=len(records), desc=function.__name__, unit="cell", disable=not progress)
     try:
         if missing:
             _prepare_folder(folder, function)
             _mention_older(folder, function, missing)
-            # batch_size=1: a cell is on disk as soon as it is finished, not when its neighbours are.
-            parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")
-            with closing(parallel(tasks())) as finished:
+            with closing(_run_all(function, code, missing, n_jobs)) as finished:
                 for cell, record in finished:
                     _write(cell, record)
                     records[cell] = record
@@ -110,19 +102,12 @@ def sweep(
                     bar.update()
             records |= {cell: record for cell in missing if cell not in records and (record := _read(cell)) is not None}
             bar.update(len(records) - bar.n)
-    except pickle.PicklingError as error:
-        reason = str(error.__cause__ or error).strip('\n "').splitlines()[-1]  # the cause is a traceback as text
-        raise TypeError(
-            f"{function.__name__} uses something that cannot be sent to another process: {reason}. "
-            "Make it inside the function, or run with n_jobs=1"
-        ) from error
     except BaseException as error:
-        error.add_note(f"{len(records)} of {len(cells)} cells are finished and kept in {folder}; the same call goes on from there.")
-        if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker"):
-            raise RuntimeError(
-                f"a worker process died, most often because memory ran out. {len(records)} of {len(cells)} cells are finished and kept; "
-                "call sweep again with fewer n_jobs or smaller cells"
-            ) from error
+        kept = f"{len(records)} of {len(cells)} cells are finished and kept in {folder}; the same call goes on from there"
+        if explained := _explained(error, function.__name__):
+            explained.add_note(kept)
+            raise explained from error
+        error.add_note(kept)
         raise
     finally:
         torch.set_num_threads(threads)  # cells that run in threads of this process may have left it at 1
@@ -236,7 +221,68 @@ def _run(function, code: str, cell: _Cell) -> tuple[_Cell, dict]:
     finally:
         seconds = time.perf_counter() - began
         torch.set_num_threads(threads)
-    return cell, {"settings": dict(cell.settings), "seed": cell.seed, **outcome, "seconds": seconds}
+    return cell, _record(cell, outcome, seconds)
+
+
+def _record(cell: _Cell, outcome: dict, seconds: float) -> dict:
+    return {"settings": dict(cell.settings), "seed": cell.seed, **outcome, "seconds": seconds}
+
+
+def _run_all(function, code: str, cells: list[_Cell], n_jobs: int | None) -> Iterator[tuple[_Cell, dict]]:
+    """Run the cells where joblib says, and give each as soon as it is finished."""
+    import joblib
+
+    def tasks():
+        for cell in cells:
+            if not cell.path.exists():  # another process that runs the same sweep may have been faster
+                yield joblib.delayed(_run)(function, code, cell)
+
+    backend, _ = joblib.parallel.get_active_backend()
+    if hasattr(backend, "client"):
+        yield from _run_on_dask(backend, function, code, cells)
+    else:
+        # batch_size=1: a cell is on disk as soon as it is finished, not when its neighbours are.
+        yield from joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered")(tasks())
+
+
+def _explained(error: BaseException, name: str) -> Exception | None:
+    """joblib's own errors, in words that say what to do."""
+    reason = (str(error.__cause__ or error).strip('\n "').splitlines() or [""])[-1]  # the cause is a traceback as text
+    if isinstance(error, pickle.PicklingError):
+        return TypeError(
+            f"{name} uses something that cannot be sent to another process: {reason}. Make it inside the function, or run with n_jobs=1"
+        )
+    if type(error).__name__ == "TerminatedWorkerError":
+        return RuntimeError("a worker process died, most often because memory ran out: call sweep again, with fewer n_jobs or smaller cells")
+    if type(error).__name__ == "BrokenProcessPool":
+        return RuntimeError(f"a worker process could not load {name} or what it uses: {reason}")
+    return None
+
+
+def _run_on_dask(backend, function, code: str, cells: list[_Cell]) -> Iterator[tuple[_Cell, dict]]:
+    """The same on the cluster of joblib's Dask backend, through its own client.
+
+    joblib 1.6 waits for ever when Dask itself gives a task up: a worker that lacks a module, a cell that takes worker after worker down.
+    """
+    from dask.distributed import KilledWorker, as_completed
+
+    # pure=False: a call is its own task, even when another program has run the same one.
+    futures = {backend.client.submit(_run, function, code, cell, pure=False, **backend.submit_kwargs): cell for cell in cells}
+    try:
+        for future in as_completed(list(futures)):
+            cell = futures.pop(future)
+            try:
+                yield future.result()
+            except KilledWorker as error:
+                text = f"{error}\nKilledWorker: the workers that ran {cell.call(function.__name__)} died, most often because memory ran out"
+                yield cell, _record(cell, {"results": {}, "status": "failed", "error": text}, math.nan)
+            except Exception as error:  # not the function's: those are records
+                raise RuntimeError(
+                    f"a worker of the cluster could not run {function.__name__}: {error.__cause__ or error}. Workers need what this process "
+                    "has: the same Python and packages, lora_lab, and the files that the function is imported from"
+                ) from error
+    finally:
+        backend.client.cancel(list(futures))
 
 
 def _numbers(result, cell: _Cell, name: str) -> dict:

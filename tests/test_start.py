@@ -616,8 +616,8 @@ def test_ctrl_c_lets_pytest_write_its_summary(tmp_path):
     """A child that gets the terminal's Ctrl-C may finish its last words; SIGTERM to start.py alone ends the child too."""
     child = textwrap.dedent("""
         import signal, sys, time
-        print("begun", flush=True)
         try:
+            print("begun", flush=True)  # inside: the signal may come at once
             time.sleep(60)
         except KeyboardInterrupt:
             time.sleep(0.3)
@@ -636,7 +636,9 @@ def test_ctrl_c_lets_pytest_write_its_summary(tmp_path):
     """)
     for number, expected in ((signal.SIGINT, ["summary", "parent ends"]), (signal.SIGTERM, ["parent ends"])):
         process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True,
-                                   start_new_session=True)
+                                   start_new_session=True,
+                                   # A shell that starts this in the background has it ignore Ctrl-C, and children inherit that.
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         assert process.stdout.readline() == "begun\n"
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         assert process.stdout.read().split("\n")[:-1] == expected  # read to the end: the child is gone as well

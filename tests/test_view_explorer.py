@@ -71,9 +71,8 @@ def test_the_cut_stands_after_the_rth_value_and_what_is_kept_is_filled(image):
     explorer, before = rank_explorer(image), 0.0
     for r in range(1, M + 1):
         chart = explorer.chart(r)
-        kept, line = (
-            np.array([list(map(float, p.split(","))) for p in points.split()]) for points in re.findall(r'<polyline points="([^"]+)"', chart)[::-1]
-        )
+        lines = re.findall(r'<polyline points="([^"]+)"', chart)  # all values, then those that are kept
+        line, kept = (np.array([list(map(float, point.split(","))) for point in points.split()]) for points in lines)
         assert len(kept) == r and len(line) == M and np.array_equal(kept, line[:r])
         cut = float(re.search(r'<path d="M([\d.]+) 28V', chart)[1])
         assert kept[-1, 0] < cut and (r == M or cut < line[r, 0]) and cut > before, "between the last kept and the first left out"

@@ -549,7 +549,7 @@ def _assemble(
             continue
         text, metadata = cell.text, dict(cell.metadata)
         if cell.kind == "code" and colab_due:
-            generate("code", "colab", _colab(repository), tags=["colab"], jupyter={"source_hidden": True})
+            generate("code", "colab", _colab(repository), tags=["colab"])
             colab_due = False
         if cell.exercise is not None:
             exercise = exercises[cell.exercise]

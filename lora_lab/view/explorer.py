@@ -111,7 +111,7 @@ class RankExplorer:
             f'<path d="M{across(i):.1f} {base}v4" stroke="{AUTO[MUTED]}"/>'
             f'<text x="{across(i):.1f}" y="{base + 16}" text-anchor="middle">{i}</text>'
             for i in (1, 10, 100, 1000)
-            if i <= k
+            if i <= k and abs(across(i) - even) > 26  # room for the label of the break-even
         )
         alt = f"The spectrum of {self.name}: {k} singular values, falling; the cut stands after the first {r}."
         strong = f"font-weight: 600; fill: {AUTO[INK]}"
@@ -121,13 +121,14 @@ class RankExplorer:
             f'style="display: block; width: 100%; font: 12px {FONT}; fill: {AUTO[MUTED]}" fill-rule="evenodd">'
             f'<text x="{LEFT - 34}" y="12" style="{strong}">singular values, relative to the largest</text>{grid}{ticks}'
             f'<polygon points="{LEFT},{base} {kept} {cut:.1f},{y[r - 1]:.1f} {cut:.1f},{base}" fill="{COLOURS[0]}" fill-opacity="0.3"/>'
-            f'<path d="M{even:.1f} {base - 62}V{base}" stroke="{AUTO[MUTED]}" stroke-dasharray="2 4"/>'
-            f'<text x="{even - 5:.1f}" y="{base - 54}" text-anchor="end">break-even {self.breakeven:.0f}</text>'
+            f'<path d="M{even:.1f} {base - 62}V{base + 4}" stroke="{AUTO[MUTED]}" stroke-dasharray="2 4"/>'
+            f'<text x="{even:.1f}" y="{base + 16}" text-anchor="middle">{self.breakeven:.0f}</text>'
             f'<polyline points="{line}" fill="none" stroke="{AUTO[MUTED]}" stroke-width="1.5"/>'
             f'<polyline points="{kept}" fill="none" stroke="{COLOURS[0]}" stroke-width="2.5"/>'
             f'<path d="M{cut:.1f} {TOP}V{base}" stroke="{COLOURS[1]}" stroke-width="2.5"/>'
             f'<text x="{cut + side[1]:.1f}" y="{TOP + 13}" text-anchor="{side[0]}" style="{strong}">r = {r}</text>'
-            f'<text x="{LEFT + plot_w / 2:.0f}" y="{HIGH - 4}" text-anchor="middle">number of the singular value</text></svg>'
+            f'<text x="{LEFT}" y="{HIGH - 4}">number of the singular value</text>'
+            f'<text x="{WIDE - 2}" y="{HIGH - 4}" text-anchor="end">break-even</text></svg>'
         )
 
     def _figures(self, r: int) -> str:

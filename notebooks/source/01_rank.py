@@ -16,6 +16,7 @@ device = "auto"
 import math
 
 import torch
+from IPython.display import display
 from sklearn.datasets import load_sample_images
 
 from lora_lab.course import check, hint, predict, progress, use
@@ -139,7 +140,7 @@ best = relative_error(S, r)
 show(
     plot_losses(
         {"gradient descent": errors}, floors={"SVD": best}, ylabel="relative error",
-        title="Gradient descent and its floor, the SVD, at rank 10",
+        title="Gradient descent beside the SVD, at rank 10",
     ),
     alt="Relative error of gradient descent at each step, with the error of the SVD as a "
     "level line below.",
@@ -275,6 +276,7 @@ for what, m, n in [("pagoda", 427, 640), ("digits layer", 10, 64), ("GPT-2's c_a
 # green and blue side by side, one matrix of 427 × 1920.
 
 # %%
+best_factors = use("1.3", best_factors)
 to_matrix = lambda photo: photo.transpose(1, 2).reshape(427, 3 * 640)
 to_photo = lambda matrix: matrix.reshape(427, 3, 640).transpose(1, 2)
 
@@ -316,7 +318,7 @@ def update_factors(original, tuned, r: int):
 check("1.6", update_factors)
 
 # %%
-best_factors, update_factors = use("1.3", best_factors), use("1.6", update_factors)
+update_factors = use("1.6", update_factors)
 B, A = best_factors(tuned, 2)  # the photograph itself, at rank 2
 dB, dA = update_factors(original, tuned, 2)  # its change, at rank 2
 alone, added = B @ A, original + dB @ dA

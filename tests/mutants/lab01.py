@@ -53,6 +53,11 @@ MUTANTS = {
         Mutant("transposed", _truncate("((U[:, :r] * S[:r]) @ Vh[:r]).T"), "transposed"),
         Mutant("without Vh", _truncate("U[:, :r] * S[:r]"), "half"),
         Mutant("three parts", _truncate("U[:, :r], S[:r], Vh[:r]"), "parts"),
+        Mutant("entry by entry", _truncate("U[:, :r] * S[:r] * Vh[:r]"), "elementwise"),
+        Mutant("S as a vector", _truncate("U[:, :r] @ S[:r] @ Vh[:r]"), "S_as_vector"),
+        Mutant("S not cut", _truncate("U[:, :r] @ torch.diag(S) @ Vh[:r]"), "S_whole"),
+        Mutant("the corner", _truncate("((U * S) @ Vh)[:r, :r]"), "corner"),
+        Mutant("begins at the second term", _truncate("sum(S[i] * torch.outer(U[:, i], Vh[i]) for i in range(1, r + 1))"), "other_terms"),
     ],
     "1.2": [
         Mutant("the energy kept", _error("(S[:r] ** 2).sum() / (S ** 2).sum()"), "energy"),
@@ -70,6 +75,8 @@ MUTANTS = {
         Mutant("skips one", _error("S[r + 1:].norm() / S.norm()"), "off_by_one_late"),
         Mutant("one number per term", _error("S[r:] / S.norm()"), "not_summed"),
         Mutant("root of the upper sum alone", _error("(S[r:] ** 2).sum().sqrt() / (S ** 2).sum()"), "root_missing_below"),
+        Mutant("the last r", _error("S[-r:].norm() / S.norm()"), "smallest"),
+        Mutant("root mean square", _error("(S[r:] ** 2).mean().sqrt() if r < len(S) else 0.0"), "root_mean"),
     ],
     "1.3": [
         Mutant("A, B", _best("Vh[:r], U[:, :r] * S[:r]"), "swapped"),
@@ -88,6 +95,10 @@ MUTANTS = {
         Mutant("random A, fitted B", "def best_factors(W, r):\n    A = torch.randn(r, W.shape[1], dtype=W.dtype)\n"
                "    return torch.linalg.lstsq(A.T, W.T).solution.T, A\n", "not_the_best"),
         Mutant("the first r rows as A", "def best_factors(W, r):\n    A = W[:r]\n    return W @ torch.linalg.pinv(A), A\n", "not_the_best"),
+        Mutant("Vh along the wrong side of S", _best("U[:, :r], Vh[:r] * S[:r]"), "rows_not_scaled"),
+        Mutant("A whole", _best("U[:, :r] * S[:r], Vh"), "one_not_cut"),
+        Mutant("always rank 1", _best("U[:, :1] * S[:1], Vh[:1]"), "other_rank"),
+        Mutant("full_matrices", _best("(U * S)[:, :r], Vh[:r]", "U, S, Vh = torch.linalg.svd(W)"), "full_matrices"),
     ],
     "1.4": [
         Mutant("matrix_rank", _rank("int(torch.linalg.matrix_rank(W))"), "no_threshold"),
@@ -103,6 +114,11 @@ MUTANTS = {
         Mutant("last index above", _rank("int((S > noise * (m ** 0.5 + n ** 0.5)).sum()) - 1"), "one_less"),
         Mutant("adds one to the count", _rank("int((S > noise * (m ** 0.5 + n ** 0.5)).sum()) + 1"), "one_more"),
         Mutant("forgets .sum()", _rank("S > noise * (m ** 0.5 + n ** 0.5)"), "values_not_count"),
+        Mutant("brackets forgotten", _rank("int((S > noise * m ** 0.5 + n ** 0.5).sum())"), "noise_on_rows"),
+        Mutant("as many columns as singular values", _rank("int((S > noise * (m ** 0.5 + len(S) ** 0.5)).sum())"), "min_for_n"),
+        Mutant("relative to the largest", _rank("int((S / S[0] > noise * (m ** 0.5 + n ** 0.5)).sum())"), "relative_edge"),
+        Mutant("noise squared", _rank("int((S > noise ** 2 * (m ** 0.5 + n ** 0.5)).sum())"), "noise_squared"),
+        Mutant("S squared", _rank("int((S ** 2 > noise * (m ** 0.5 + n ** 0.5)).sum())"), "S_squared"),
     ],
     "1.5": [
         Mutant("not strict", _saving("m * n // (m + n)"), "not_strict"),
@@ -115,6 +131,7 @@ MUTANTS = {
         Mutant("B alone", _saving("(m * n - 1) // m"), "other_factor"),
         Mutant("harmonic mean", _saving("2 * m * n // (m + n)"), "harmonic"),
         Mutant("half the rank", _saving("min(m, n) // 2"), "half_rank"),
+        Mutant("brackets forgotten", _saving("int(m * n / m + n)"), "brackets"),
         Mutant("a float", _saving("math.ceil(m * n / (m + n)) - 1.0"), "float"),
         Mutant("at least one", _saving("max(1, (m * n - 1) // (m + n))"), "at_least_one"),
     ],
@@ -138,6 +155,8 @@ MUTANTS = {
 
 ALTERNATIVES = {
     "1.1": [
+        "def truncate(U, S, Vh, r):\n    X = torch.zeros(U.shape[0], Vh.shape[1])  # float32\n    for i in range(r):\n"
+        "        X += S[i] * torch.outer(U[:, i], Vh[i])\n    return X\n",
         _truncate("U[:, :r] @ torch.diag(S[:r]) @ Vh[:r]"),
         _truncate("sum(S[i] * torch.outer(U[:, i], Vh[i]) for i in range(r))"),
         _truncate("torch.einsum('mk,k,kn->mn', U[:, :r], S[:r], Vh[:r])"),

@@ -15,8 +15,13 @@ from ..exercise import Case, Diagnosis, Evidence, Exercise, Lab, Prediction, com
 from ..script import Script
 from .formulas import first_match
 
-# A wide matrix and a tall one; r, r + 1, r - 1, k - r, m and n are kept apart, so that no two mistakes give the same numbers.
-WIDE, TALL = dict(m=7, n=11, r=3), dict(m=12, n=5, r=2)
+# A wide matrix and a tall one; with k = min(m, n), the numbers r - 1, r, r + 1, k - r, k, m and n are kept apart (r + 1 = k - r would make
+# S[r + 1 :] and S[-r:] the same), so that no two mistakes give the same numbers.
+WIDE, TALL = dict(m=7, n=11, r=2), dict(m=12, n=8, r=3)
+
+
+# A right answer may compute in float32, whose sums of a few products are off by 1e-6; a mistake changes the first digits.
+F32 = 1e-5
 
 
 def best_of_rank(W, r: int) -> np.ndarray:
@@ -35,18 +40,18 @@ def explain_product(found, W, r: int, what: str = "what you return") -> Diagnosi
         return None
     U, S, Vh = np.linalg.svd(W, full_matrices=False)
     weights = np.diag(U.T @ found @ Vh.T)
-    limit = 1e-8 * max(np.abs(found).max(), 1e-300)  # rounding leaves 1e-14, a term that is there at least 1e-3
+    limit = 1e-5 * max(np.abs(found).max(), 1e-300)  # float32 inside leaves 1e-7, a term that is there at least 1e-3
     if np.abs(found - (U * weights) @ Vh).max() > limit:
         return None
     used = [i for i, w in enumerate(weights) if abs(w) > limit]
     if not used:
         return Diagnosis("returns_zero", f"{what} is zero everywhere")
-    # 1e-6: the powers of singular values of a random matrix differ in their first digits.
-    power = next((p for p in (1, 0, 2, 0.5, -1, 3) if np.allclose(weights[used], S[used] ** p, rtol=1e-6)), None)
+    # 1e-4: the powers of singular values of a random matrix differ in their first digits.
+    power = next((p for p in (1, 0, 2, 0.5, -1, 3) if np.allclose(weights[used], S[used] ** p, rtol=1e-4)), None)
     first = used == list(range(len(used)))
     if power is None:
         ratio = weights[used] / S[used]
-        if first and len(used) == r and np.allclose(ratio, ratio[0], rtol=1e-6):
+        if first and len(used) == r and np.allclose(ratio, ratio[0], rtol=1e-4):
             return Diagnosis("scaled", f"{what} is {ratio[0]:.4g} times the best matrix of rank {r}: that factor is too many")
         return None
     if power != 1:
@@ -100,7 +105,7 @@ def _given_matrix(inputs) -> np.ndarray:
 
 def _truncate_judge(size: dict):
     what = f"truncate(U, S, Vh, {size['r']})"
-    return lambda inputs, answers: compare(answers["X"], best_of_rank(_given_matrix(inputs), size["r"]), what=what)
+    return lambda inputs, answers: compare(answers["X"], best_of_rank(_given_matrix(inputs), size["r"]), what=what, rtol=F32)
 
 
 def _diagnose_truncate(evidence: list[Evidence]) -> Diagnosis | None:
@@ -112,12 +117,20 @@ def _diagnose_truncate(evidence: list[Evidence]) -> Diagnosis | None:
         error, line = e.error, getattr(getattr(e.error, "where", None), "text", "")
         sizes = _multiplied(error)
         if sizes:
+            if sizes[0] == 1 and sizes[1] == m:
+                return Diagnosis(
+                    "S_as_vector", "U[:, :r] @ S[:r] sums over the directions. S scales the columns: U[:, :r] * S[:r], or @ torch.diag(S[:r])"
+                )
             if sizes[2:] == (n, r) and sizes[1] == r:
                 return Diagnosis("Vh_transposed", "Vh is the transposed V already: no .T is needed, Vh[:r] is (r, n)")
+            if size is WIDE and sizes == (m, r, m, m):
+                return Diagnosis("S_whole", "U is cut to r columns, but S is not: S[:r]")
             if sizes[2:] == (min(m, n), n) and sizes[1] == r:
                 return Diagnosis("Vh_whole", "U is cut to r columns, but Vh still has all its rows: Vh[:r]")
             if sizes[2:] == (min(m, n), r) and sizes[1] == r:
                 return by_columns
+        if error is not None and re.search(rf"tensor a \(({r}|{min(m, n)})\) must match .* tensor b \({n}\)", error.message):
+            return Diagnosis("elementwise", "`*` multiplies entry by entry; the product of two matrices is `@`")
         if error is not None and re.search(r"\bU\s*\[\s*:\s*r\s*(,\s*:\s*)?\]", line):
             return Diagnosis("rows_of_U", "U[:r] cuts rows. The left singular vectors are the columns of U: U[:, :r]")
         X = e.answers.get("X")
@@ -125,13 +138,15 @@ def _diagnose_truncate(evidence: list[Evidence]) -> Diagnosis | None:
             return Diagnosis("parts", "you return the cut parts; asked is one matrix, their product")
         if not isinstance(X, np.ndarray):
             continue
-        if X.shape == (n, m) and compare(X.T, best_of_rank(_given_matrix(e.inputs), r)) is None:
+        if X.shape == (n, m) and compare(X.T, best_of_rank(_given_matrix(e.inputs), r), rtol=F32) is None:
             return Diagnosis("transposed", "this is the right matrix, transposed")
-        if X.shape == (m, r):
+        if X.shape == (r, r):
+            return Diagnosis("corner", "you cut rows and columns of the matrix, its corner; cut the sum, and the shape stays (m, n)")
+        if compare(X, e.inputs["U"][:, :r] * e.inputs["S"][:r], rtol=F32) is None:
             return Diagnosis("half", f"({m}, {r}): this is U, cut and weighted; multiply it by the first r rows of Vh")
         left = e.inputs["U"][:, :r] * e.inputs["S"][:r]
         columns = e.inputs["V"][:, :r].T
-        if left.shape[1] == columns.shape[0] and X.shape == (m, columns.shape[1]) and compare(X, left @ columns) is None:
+        if left.shape[1] == columns.shape[0] and X.shape == (m, columns.shape[1]) and compare(X, left @ columns, rtol=F32) is None:
             return by_columns
         found = explain_product(X, _given_matrix(e.inputs), r)
         if found is not None:
@@ -150,7 +165,7 @@ EXERCISE_1 = Exercise(
         Case("the sum of the first r terms S_i u_i v_iᵀ", _truncate_probe(WIDE), _truncate_judge(WIDE)),
         Case("also for a tall matrix and another r", _truncate_probe(TALL), _truncate_judge(TALL)),
         Case("r = 1: one column times one row", _truncate_probe({**WIDE, "r": 1}), _truncate_judge({**WIDE, "r": 1})),
-        Case("with all terms it is the matrix itself", _truncate_probe({**TALL, "r": 5}), _truncate_judge({**TALL, "r": 5})),
+        Case("with all terms it is the matrix itself", _truncate_probe({**TALL, "r": 8}), _truncate_judge({**TALL, "r": 8})),
     ),
     diagnose=_diagnose_truncate,
     hints=(
@@ -190,8 +205,9 @@ def measured_error(W, r: int) -> float:
 
 def _error_judge(size: dict):
     def judge(inputs, answers):
-        # atol: at full rank the measured distance is rounding, 1e-15
-        return compare(answers["error"], measured_error(inputs["W"], size["r"]), what=f"relative_error(S, {size['r']})", atol=1e-12)
+        what = f"relative_error(S, {size['r']})"
+        # atol: at full rank, 1 minus the energy is rounding, 1e-16, and its root 1e-8
+        return compare(answers["error"], measured_error(inputs["W"], size["r"]), what=what, rtol=F32, atol=1e-6)
 
     return judge
 
@@ -220,6 +236,9 @@ def _diagnose_error(evidence: list[Evidence]) -> Diagnosis | None:
         "one_minus_kept": lambda S, r: 1 - math.sqrt(power(S[:r]) / power(S)),
         "root_missing_below": lambda S, r: math.sqrt(power(S[r:])) / power(S),
         "upside_down": lambda S, r: math.sqrt(power(S) / power(S[r:])),
+        "not_squared_by_kept": lambda S, r: S[r:].sum() / S[:r].sum(),
+        "root_mean": lambda S, r: math.sqrt(np.square(S[r:]).mean()),
+        "smallest": lambda S, r: math.sqrt(power(S[-r:]) / power(S)),
         "mean": lambda S, r: math.sqrt(np.square(S[r:]).mean() / np.square(S).mean()),
         "off_by_one_early": lambda S, r: math.sqrt(power(S[r - 1 :]) / power(S)),
         "off_by_one_late": lambda S, r: math.sqrt(power(S[r + 1 :]) / power(S)),
@@ -242,11 +261,15 @@ def _diagnose_error(evidence: list[Evidence]) -> Diagnosis | None:
         "one_minus_kept": "norms don't add up to 1, squares do: sqrt(1 - energy), or sum S[r:]² directly",
         "root_missing_below": "the root is taken of the upper sum alone: both sums stand under it",
         "upside_down": "the fraction is upside down",
+        "not_squared_by_kept": "S enters squared, and relative means: to the whole matrix, all of S",
+        "root_mean": "this is the size of one term left out; sum the squares, and divide by the sum of all S²",
+        "smallest": "S[-r:] are the last r values; left out are all from r on, S[r:]",
         "mean": "you take means over different numbers of terms; take sums",
         "off_by_one_early": "you leave out one term too many: with r kept, the rest begins at S[r]",
         "off_by_one_late": "you leave out one term too few: with r kept, the rest begins at S[r]",
     }
-    key = first_match([found for found, _, _ in runs], {key: [f(S, r) for _, S, r in runs] for key, f in formulas.items()})
+    candidates = {key: [f(S, r) for _, S, r in runs] for key, f in formulas.items()}
+    key = first_match([found for found, _, _ in runs], candidates, rtol=F32)
     return Diagnosis(key, texts[key]) if key else None
 
 
@@ -260,7 +283,7 @@ EXERCISE_2 = Exercise(
     cases=(
         Case("equals the distance that is measured on the matrices", _error_probe(WIDE), _error_judge(WIDE)),
         Case("also for a tall matrix and another r", _error_probe(TALL), _error_judge(TALL)),
-        Case("nothing is missing at full rank", _error_probe({**TALL, "r": 5}), _error_judge({**TALL, "r": 5})),
+        Case("nothing is missing at full rank", _error_probe({**TALL, "r": 8}), _error_judge({**TALL, "r": 8})),
     ),
     diagnose=_diagnose_error,
     hints=(
@@ -297,7 +320,7 @@ def _explain_shapes(parts, m: int, n: int, r: int) -> Diagnosis | None:
     if isinstance(parts, np.ndarray) and parts.shape == (m, n):
         return Diagnosis("one_matrix", "you return the product; asked are its two factors, B and A")
     if isinstance(parts, list) and len(parts) == 3:
-        return Diagnosis("three_factors", "these are three parts, U, S and Vh; put S into B or into A, or its root into each, and return two")
+        return Diagnosis("three_factors", "these are three parts, U, S and Vh; put S into B or A, or its root into each, and return two")
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, np.ndarray) for part in parts):
         return None
     shapes = tuple(part.shape for part in parts)
@@ -309,21 +332,32 @@ def _explain_shapes(parts, m: int, n: int, r: int) -> Diagnosis | None:
         return Diagnosis("of_the_transpose", "these are factors of the transposed matrix: swap rows and columns")
     if shapes in {((m, k), (k, n)), ((m, m), (m, n)), ((m, m), (n, n)), ((m, n), (n, n))}:
         return Diagnosis("not_truncated", f"nothing was cut: B should have {r} columns and A {r} rows")
+    if shapes in {((m, r), (k, n)), ((m, r), (n, n)), ((m, k), (r, n)), ((m, m), (r, n))}:
+        which, rows = ("A", "Vh[:r]") if shapes[0] == (m, r) else ("B", "U[:, :r]")
+        return Diagnosis("one_not_cut", f"{which} is not cut: it takes the first r directions as well, {rows}")
     if shapes[0] == (m, r) and shapes[1] in {(r, k), (r, r)}:
         return Diagnosis(
-            "columns_of_Vh", "A is cut the wrong way: the first r rows of Vh, Vh[:r], are (r, n). (torch.svd returns V, torch.linalg.svd Vh)"
+            "columns_of_Vh", "A is cut the wrong way: Vh[:r], the first r rows of Vh, is (r, n). (torch.svd returns V, torch.linalg.svd Vh)"
         )
-    if any(rows in {(r, k), (r, r), (r, m)} for rows in shapes[:1]):
+    if shapes[0] in {(r, k), (r, r), (r, m)}:
         return Diagnosis("rows_of_U", "U[:r] cuts rows; the left singular vectors are the columns of U: U[:, :r]")
+    if shapes[0][:1] == (m,) and shapes[1][1:] == (n,) and shapes[0][1:] == shapes[1][:1]:
+        return Diagnosis("other_rank", f"these are factors of rank {shapes[1][0]}, asked is r = {r}: B has r columns, A has r rows")
     return None
 
 
 def _explain_failed_product(e: Evidence, m: int, n: int, r: int) -> Diagnosis | None:
     """A wrong slice often ends in an error of torch's; which one, the line tells."""
     line = getattr(getattr(e.error, "where", None), "text", "")
+    clash = re.search(r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\)", e.error.message)
+    if clash and {int(clash[1]), int(clash[2])} == {max(m, n), min(m, n)}:
+        return Diagnosis(
+            "full_matrices", "U is (m, m) or Vh is (n, n) here: ask torch.linalg.svd for full_matrices=False, then U is (m, k) and Vh (k, n)"
+        )
     if re.search(r"\bU\s*\[\s*:\s*r\s*\]", line):
         return Diagnosis("rows_of_U", "U[:r] cuts rows; the left singular vectors are the columns of U: U[:, :r]")
-    if re.search(r"\bS\w*\s*\[\s*:\s*r\s*\](\s*\.\s*sqrt\(\)|\s*\*\*\s*0?\.5)?\s*\*\s*V\w*\s*\[\s*:\s*r\s*\]", line):
+    S_r, V_r = r"\bS\w*\s*\[\s*:\s*r\s*\](\s*\.\s*sqrt\(\)|\s*\*\*\s*0?\.5)?", r"\bV\w*\s*\[\s*:\s*r\s*\]"
+    if re.search(rf"{S_r}\s*\*\s*{V_r}|{V_r}\s*\*\s*{S_r}", line):
         return Diagnosis("rows_not_scaled", "S[:r] * Vh[:r] lines S up with the columns; for its rows write S[:r, None] * Vh[:r]")
     return None
 
@@ -423,13 +457,14 @@ def _lab_factors(W, r):
 
 # ---------------------------------------------------------------- 1.4 rank under noise
 
-# The spectra are chosen so that every threshold one may think of counts another number; the right one counts 4 and 5.
-#                        noise  .√m  .√n  .√(m + n)  EDGE  .√(m n)  .(m + n)  .S_1
-# 9 x 16, noise 0.5:       0.5  1.5  2.0       2.5    3.5     6.0      12.5    20
-# 25 x 9, noise 0.2:       0.2  1.0  0.6       1.2    1.6     3.0       6.8    10
+# The spectra are chosen so that every threshold one may think of counts another number, in one of the two at least. All are noise times
+# something, but for the last three; 3.6 also lies above noise · 2 √m = 3.46, the edge of someone who takes min(m, n) for n:
+#                 1    √m    √n  √(m + n)  √m + √n  √(m n)  m + n   S_1   noise √m + √n  √m + noise √n  √m + √n
+# 12 x 16, 0.5  0.5  1.73  2.00    2.65      3.73     6.93   14.0  20.0       5.73           5.46         7.46
+# 25 x 9, 0.2   0.2  1.00  0.60    1.17      1.60     3.00    6.8  10.0       4.00           5.60         8.00
 NOISY = (
-    dict(m=9, n=16, noise=0.5, S=(40, 16, 9, 4.5, 3, 2.2, 1.7, 1, 0.2)),
-    dict(m=25, n=9, noise=0.2, S=(50, 8, 4, 2.2, 1.9, 1.45, 1.3, 1.08, 0.8)),
+    dict(m=12, n=16, noise=0.5, S=(40, 16, 9, 6.2, 5.6, 4.5, 3.6, 2.3, 1.93, 1.8, 1.2, 0.2)),
+    dict(m=25, n=9, noise=0.2, S=(50, 9, 4.6, 2.2, 1.9, 1.45, 1.21, 1.08, 0.8)),
 )
 
 
@@ -492,7 +527,14 @@ def _diagnose_rank(evidence: list[Evidence]) -> Diagnosis | None:
         "relative": lambda m, n, q, S: q * S[0],
         "longer_side": lambda m, n, q, S: q * math.sqrt(max(m, n)),
         "shorter_side": lambda m, n, q, S: q * math.sqrt(min(m, n)),
+        "min_for_n": lambda m, n, q, S: q * (math.sqrt(m) + math.sqrt(min(m, n))),
+        "relative_edge": lambda m, n, q, S: q * (math.sqrt(m) + math.sqrt(n)) * S[0],
         "noise_missing": lambda m, n, q, S: math.sqrt(m) + math.sqrt(n),
+        "noise_on_rows": lambda m, n, q, S: q * math.sqrt(m) + math.sqrt(n),
+        "noise_on_columns": lambda m, n, q, S: math.sqrt(m) + q * math.sqrt(n),
+        "noise_squared": lambda m, n, q, S: q**2 * (math.sqrt(m) + math.sqrt(n)),
+        "S_squared": lambda m, n, q, S: math.sqrt(q * (math.sqrt(m) + math.sqrt(n))),
+        "mean": lambda m, n, q, S: S.mean(),
     }
     texts = {
         "no_threshold": "every singular value counts: noise makes all of them larger than rounding, so this is min(m, "
@@ -508,7 +550,14 @@ def _diagnose_rank(evidence: list[Evidence]) -> Diagnosis | None:
         "relative": "you compare with noise times the largest singular value; the noise does not grow with the signal",
         "longer_side": "you take the longer side alone; the edge adds both: √m + √n",
         "shorter_side": "you take the shorter side alone; the edge adds both: √m + √n",
+        "min_for_n": "n is the number of columns of W, not how many singular values there are",
+        "relative_edge": "you divide S by the largest first; the edge is for S as it is",
         "noise_missing": "√m + √n belongs to noise of size 1; multiply it by the noise",
+        "noise_on_rows": "the noise multiplies √m alone: put brackets around √m + √n",
+        "noise_on_columns": "the noise multiplies √n alone: put brackets around √m + √n",
+        "noise_squared": "the noise enters once, not squared",
+        "S_squared": "you compare S² with the edge; compare S itself",
+        "mean": "you compare with the mean of S, which the signal moves; the edge depends on the noise and the shape alone",
     }
     counts = {key: [] for key in (*thresholds, "one_more", "one_less", "below")}
     for e, design in zip(evidence[:2], NOISY, strict=True):
@@ -553,7 +602,7 @@ EXERCISE_4 = Exercise(
 
 # ---------------------------------------------------------------- 1.5 where factors stop paying
 
-SHAPES = ((7, 13), (427, 640), (8, 8), (30, 20), (1, 9))
+SHAPES = ((7, 12), (7, 13), (427, 640), (8, 8), (30, 20), (1, 9))
 
 
 def _saving_probe(*shapes):
@@ -611,6 +660,8 @@ def _diagnose_saving(evidence: list[Evidence]) -> Diagnosis | None:
         "half_of_it_fraction": lambda m, n: m * n / (2 * (m + n)),
         "half_rank": lambda m, n: min(m, n) // 2,
         "upside_down": lambda m, n: (m + n) / (m * n),
+        "brackets": lambda m, n: m * n / m + n,
+        "full_less_one": lambda m, n: min(m, n) - 1,
         "no_n": lambda m, n: m * n,
         "cost_of_one": lambda m, n: m + n,
     }
@@ -632,16 +683,18 @@ def _diagnose_saving(evidence: list[Evidence]) -> Diagnosis | None:
         "half_of_it_fraction": "a factor of 2 too few: r (m + n) < m n",
         "half_rank": "half the full rank is the break-even of square matrices only: solve r (m + n) < m n",
         "upside_down": "the fraction is upside down: r (m + n) < m n, so r < m n / (m + n)",
+        "brackets": "m * n / m + n divides by m alone: put brackets around m + n",
+        "full_less_one": "a rank below the full one does not save by itself: r (m + n) < m n",
         "no_n": "this is how many numbers the matrix has; divide by what one rank costs, m + n",
         "cost_of_one": "this is what one rank costs; how many of them fit below m n?",
     }
     found = [answers[f"{m} x {n}"] for m, n in SHAPES]
     # (1, 9) is left out of the match where a formula breaks down there: no slip should hide behind it
-    key = first_match(found[:4], {key: [f(m, n) for m, n in SHAPES[:4]] for key, f in formulas.items()}, rtol=1e-9)
+    key = first_match(found[:5], {key: [f(m, n) for m, n in SHAPES[:5]] for key, f in formulas.items()}, rtol=1e-9)
     if key is None and all(np.ndim(value) == 0 and not isinstance(value, bool) for value in found):
-        if found[:4] == [largest_paying(*shape) for shape in SHAPES[:4]] and any(not isinstance(value, int) for value in found):
+        if found[:5] == [largest_paying(*shape) for shape in SHAPES[:5]] and any(not isinstance(value, int) for value in found):
             return Diagnosis("float", "the numbers are right, but they are floats; a rank is used in slices, so make it an int")
-        if found[:4] == [largest_paying(*shape) for shape in SHAPES[:4]] and found[4] != 0:
+        if found[:5] == [largest_paying(*shape) for shape in SHAPES[:5]] and found[5] != 0:
             return Diagnosis("at_least_one", "right for large matrices; but for a single row no rank saves anything, and the answer is 0")
     return Diagnosis(key, texts[key]) if key else None
 
@@ -654,9 +707,9 @@ EXERCISE_5 = Exercise(
     points=2,
     name="largest_saving_rank",
     cases=(
-        Case("7 x 13, and the photograph", _saving_probe((7, 13), (427, 640)), _saving_judge((7, 13), (427, 640))),
-        Case("where B and A have exactly as many numbers as W", _saving_probe((8, 8), (30, 20)), _saving_judge((8, 8), (30, 20))),
-        Case("a single row: nothing to save", _saving_probe((1, 9)), _saving_judge((1, 9))),
+        Case("two small ones, and the photograph", _saving_probe(*SHAPES[:3]), _saving_judge(*SHAPES[:3])),
+        Case("where B and A have exactly as many numbers as W", _saving_probe(*SHAPES[3:5]), _saving_judge(*SHAPES[3:5])),
+        Case("a single row: nothing to save", _saving_probe(*SHAPES[5:]), _saving_judge(*SHAPES[5:])),
     ),
     diagnose=_diagnose_saving,
     hints=(
@@ -735,7 +788,7 @@ def _diagnose_update(evidence: list[Evidence]) -> Diagnosis | None:
         change = tuned - original
         error = np.linalg.norm(change - product) / np.linalg.norm(change)
         return Diagnosis(
-            "not_the_best", f"B @ A has rank {r}, but it misses {error:.0%} of the change; the nearest matrix of this rank misses nothing here"
+            "not_the_best", f"B @ A has rank {r}, but it misses {error:.0%} of the change; the nearest such matrix misses nothing here"
         )
     return None
 
