@@ -590,7 +590,7 @@ def readonly(tmp_path_factory):
         for above in [folder, *folder.parents]:
             if root and above.owner() == "root" and not above.stat().st_mode & stat.S_IXOTH:
                 changed.append((above, above.stat().st_mode))
-                above.chmod(above.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+                above.chmod(above.stat().st_mode | 0o055)  # for the group too: nobody is still in root's
         changed.extend((path, path.stat().st_mode) for path in [folder, *folder.iterdir()])
         for path in folder.iterdir():
             path.chmod(0o444)
