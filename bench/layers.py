@@ -8,7 +8,8 @@ c_attn, on all four linear layers, or on q and v of c_attn alone (loralib's Merg
 the control, ours once more: a ratio between its quartiles means nothing. `frozen` is the model without LoRA, gradients still
 flowing through it to the input, no optimizer; `over_frozen` is the time over that, in percent. `kept_MB` is what the graph
 holds for the backward pass besides parameters; `peak_MB` the most that tensors took during a step, beyond what was there
-before it. 1 MB is 10^6 bytes.
+before it. 1 MB is 10^6 bytes. With one thread, `ms` is processor time, which other work on the machine disturbs less than it
+does the clock on the wall; with more threads it is the latter.
 """
 
 import copy
@@ -139,23 +140,24 @@ def whole_model(name, targets, r=8):
     return contestants(model, targets, r, forward)
 
 
-def seconds(step, least):
+def seconds(step, least, clock):
     """Per call: repeated until `least` seconds have gone by, so that the clock's grain does not matter."""
-    calls, began = 0, time.perf_counter()
+    calls, began = 0, clock()
     while True:
         step()
         calls += 1
-        gone = time.perf_counter() - began
+        gone = clock() - began
         if gone >= least:
             return gone / calls
 
 
 def compare(case, entered, rounds, least):
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     size = {name: (c.kept(), c.peak()) for name, c in entered.items()}  # warms up, too
     times = {name: [] for name in entered}
     for _ in range(rounds):
         for name in random.sample(list(entered), len(entered)):
-            times[name].append(seconds(entered[name].step, least))
+            times[name].append(seconds(entered[name].step, least, clock))
     rows = []
     for name in sorted(entered, key=["ours", "again", "peft", "loralib", "frozen"].index):
         ratio = [a / b for a, b in zip(times[name], times["ours"], strict=True)]

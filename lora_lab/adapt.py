@@ -77,6 +77,9 @@ def apply_lora(
         )
     modules_to_save = [modules_to_save] if isinstance(modules_to_save, str) else list(modules_to_save or ())
     saved = _match_list(model, modules_to_save) if modules_to_save else {}
+    nested = next(((inner, outer) for inner in saved for outer in saved if inner != outer and _within(inner, outer)), None)
+    if nested:
+        raise ValueError(f"modules_to_save: {nested[0]!r} lies in {nested[1]!r}, which is trained as a whole; name only one of them")
     targets = _match(model, target_modules, leave_out=saved)
     ranks = _by_pattern(rank_pattern, targets, r, "rank_pattern")
     alphas = _by_pattern(alpha_pattern, targets, alpha, "alpha_pattern")
@@ -87,16 +90,21 @@ def apply_lora(
             raise type(error)(f"rank_pattern or alpha_pattern, for {name!r}: {error}") from None
     modules = {name: module for name, (module, _) in targets.items()}
     check_targets(model, targets)
-    if not allow_tied:
-        _refuse_tied(model, modules)
+    _refuse_tied(model, modules, allow_tied)
     options = {"dropout": dropout, "rslora": rslora, "adapter_dtype": adapter_dtype}
     # All layers are built before the tree is touched; a layer that stands in several places stays one layer.
     built: dict[int, nn.Module] = {}
     before = [name for name, p in model.named_parameters() if p.requires_grad]
-    for name, (module, slices) in targets.items():
-        if id(module) not in built:
-            built[id(module)] = make_layer(module, ranks[name], alphas[name], slices, **options)
-    copies = {id(module): TrainedCopy(module) for module in saved.values()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for name, (module, slices) in targets.items():
+            if id(module) not in built:
+                built[id(module)] = make_layer(module, ranks[name], alphas[name], slices, **options)
+        copies = {id(module): TrainedCopy(module) for module in saved.values()}
+    except BaseException:  # no memory left, a head that can't be copied: the layers built so far have frozen their bases
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        raise
     layers = {name: built[id(module)] for name, module in modules.items()}
     install(model, layers, {name: copies[id(module)] for name, module in saved.items()}, bias, before)
     return model
@@ -108,6 +116,8 @@ def install(model: nn.Module, layers: Mapping[str, LoRALayer], copies: Mapping[s
     before: the names of the parameters that were trainable, for `remove_lora`. Nothing here can fail half-way: whoever calls has checked.
     """
     model.requires_grad_(False)
+    if _save_unmerged not in model._state_dict_hooks.values():
+        model.register_state_dict_post_hook(_save_unmerged)
     model._before_lora = {"trainable": before, "bias": bias, "biases": {}}
     for name, new in (*layers.items(), *copies.items()):
         _replace(model, name, new.train(new.base_layer.training))
@@ -150,21 +160,21 @@ def find_targets(model: nn.Module, target_modules: str | Iterable[str]) -> dict[
 
 
 def _match(model: nn.Module, target_modules, leave_out=()) -> dict[str, tuple[nn.Module, tuple[int, ...] | None]]:
-    """name -> (module, slices of it or None)."""
+    """name -> (module, slices of it or None). Modules in `leave_out`, and what is in them, are no targets (peft's rule)."""
     if not isinstance(target_modules, str):
         entries = list(target_modules)
         if not entries:
             raise ValueError("target_modules is empty; name at least one module, or use 'all-linear'")
         whole = [e for e in entries if ":" not in e]
-        found = dict.fromkeys(_match_list(model, [e.partition(":")[0] for e in entries]))
+        found = dict.fromkeys(_match_list(model, [e.partition(":")[0] for e in entries], leave_out))
         for entry in entries:
             slices = _slices(entry)
-            for name in _match_list(model, [entry.partition(":")[0]]) if slices is not None else ():
-                if found[name] not in (None, slices) or name in (_match_list(model, whole) if whole else ()):
+            for name in _match_list(model, [entry.partition(":")[0]], leave_out) if slices is not None else ():
+                if found[name] not in (None, slices) or name in (_match_list(model, whole, leave_out) if whole else ()):
                     raise ValueError(f"{name!r} is named twice, with other slices each time; name it once, as in 'c_attn:q,v'")
                 found[name] = slices
         return {name: (model.get_submodule(name), slices) for name, slices in found.items()}
-    modules = _candidates(model)
+    modules = _candidates(model, leave_out)
     if target_modules == "all-linear":
         heads = {id(h) for h in _heads(model)}
         found = {
@@ -172,7 +182,6 @@ def _match(model: nn.Module, target_modules, leave_out=()) -> dict[str, tuple[nn
             for name, module in modules.items()
             if (isinstance(module, nn.Linear) or is_conv1d(module))
             and id(module) not in heads
-            and not any(name == s or name.startswith(s + ".") for s in leave_out)
             and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
         }
     else:
@@ -189,9 +198,9 @@ def _match(model: nn.Module, target_modules, leave_out=()) -> dict[str, tuple[nn
     return found
 
 
-def _match_list(model: nn.Module, wanted: list[str]) -> dict[str, nn.Module]:
+def _match_list(model: nn.Module, wanted: list[str], leave_out=()) -> dict[str, nn.Module]:
     """Whole names or their ends; every entry must match something."""
-    modules = _candidates(model)
+    modules = _candidates(model, leave_out)
     matched = {t: [n for n in modules if n == t or n.endswith("." + t)] for t in wanted}
     silent = [t for t, names in matched.items() if not names]
     if silent:
@@ -204,9 +213,17 @@ def _match_list(model: nn.Module, wanted: list[str]) -> dict[str, nn.Module]:
     return {n: m for n, m in modules.items() if n in names}
 
 
-def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+def _candidates(model: nn.Module, leave_out=()) -> dict[str, nn.Module]:
     # With duplicates: a module that stands in two places must be replaced in both.
-    return {n: m for n, m in model.named_modules(remove_duplicate=False) if not _inside_lora(model, n)}
+    return {
+        n: m
+        for n, m in model.named_modules(remove_duplicate=False)
+        if not _inside_lora(model, n) and not any(_within(n, outer) for outer in leave_out)
+    }
+
+
+def _within(name: str, outer: str) -> bool:
+    return name == outer or name.startswith(outer + ".")
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:
@@ -291,9 +308,12 @@ def lora_disabled(model: nn.Module) -> Iterator[nn.Module]:
     No weight is touched; biases that train (`bias=` of `apply_lora`) are swapped for the block and come back bit for bit.
     """
     layers = [*_layers_or_raise(model).values(), *(m for m in model.modules() if isinstance(m, TrainedCopy))]
+    shared = _merged_and_tied(model)
+    if shared:
+        raise RuntimeError(f"the weight of {_listing(shared)} is tied and merged, so other modules compute with W0 + ΔW; unmerge(model) first")
     before = [layer.disabled for layer in layers]
-    swapped = _bias_pairs(model) if not any(before) else []  # nested blocks have swapped them already
-    trained = [parameter.detach().clone() for parameter, _ in swapped]
+    swapped = _bias_pairs(model)
+    trained = [parameter.detach().clone() for parameter, _ in swapped]  # in a nested block: what the outer one put there
     try:
         for layer in layers:
             layer.disabled = True
@@ -307,6 +327,24 @@ def lora_disabled(model: nn.Module) -> Iterator[nn.Module]:
         with torch.no_grad():
             for (parameter, _), value in zip(swapped, trained, strict=True):
                 parameter.copy_(value)
+
+
+def _merged_and_tied(model: nn.Module) -> dict[str, LoRALayer]:
+    """The merged layers whose base weight is another module's, too."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return {name: layer for name, layer in lora_layers(model).items() if layer.merged and owners[id(layer.base_layer.weight)] > 1}
+
+
+def _save_unmerged(model: nn.Module, state: dict, prefix: str, local_metadata: dict) -> None:
+    """A hook of state_dict: what is tied to a merged weight is saved as W0, too, or loading it would count ΔW twice."""
+    for layer in _merged_and_tied(model).values():
+        place = layer.base_layer.weight.data_ptr()
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.data_ptr() == place and value.shape == layer.base_layer.weight.shape:
+                state[key] = layer._unmerged_weight
 
 
 def _bias_pairs(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
@@ -342,6 +380,7 @@ def coverage(model: nn.Module) -> Coverage:
     layers = lora_layers(model)
     bases = {id(layer.base_layer) for layer in layers.values()}
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) or is_conv1d(m)]
+    bases |= {id(m) for copied in model.modules() if isinstance(copied, TrainedCopy) for m in copied.modules()}  # trained in full
     unmatched = [n for n, m in linear if id(m) not in bases and not isinstance(m, LoRALayer)]
     factors = {id(p) for layer in layers.values() for p in (layer.lora_A, layer.lora_B)}
     elsewhere = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in factors]
@@ -363,6 +402,8 @@ def _unwrap(model: nn.Module, trained: bool) -> nn.Module:
     for name, layer in places:
         plain = layer.trained if trained and isinstance(layer, TrainedCopy) else layer.base_layer
         _replace(model, name, plain.train(layer.training))
+    for key in [key for key, hook in model._state_dict_hooks.items() if hook is _save_unmerged]:
+        del model._state_dict_hooks[key]
     before = set(model.__dict__.pop("_before_lora", {}).get("trainable", ()))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in before)
@@ -397,6 +438,12 @@ def _refuse_unfit(model: nn.Module, targets: dict) -> None:
                 f"target {name!r} is a {type(module).__name__}; LoRA is available for Linear, Conv1D, Embedding and Conv2d layers. "
                 "Name the layers inside it, or use target_modules='all-linear'"
             )
+        weight = module._parameters.get("weight")
+        if weight is None or nn.parameter.is_lazy(weight):
+            raise TypeError(
+                f"target {name!r} has no weight of its own that could be frozen and merged into: it is computed at each call (weight_norm, "
+                "parametrizations) or waits for a first input (Lazy modules). Make it a plain parameter first"
+            )
         if isinstance(module, nn.Conv2d) and module.groups != 1:
             raise ValueError(f"target {name!r} is a grouped Conv2d (groups={module.groups}), which can't be adapted")
         if isinstance(module, nn.Embedding) and module.max_norm is not None:
@@ -428,10 +475,18 @@ def _refuse_half(model: nn.Module, targets: dict[str, nn.Module]) -> None:
             raise ValueError(f"target {twin!r} is the same layer as {name!r}; name both, or neither")
 
 
-def _refuse_tied(model: nn.Module, targets: dict[str, nn.Module]) -> None:
+def _refuse_tied(model: nn.Module, targets: dict[str, nn.Module], allowed: bool) -> None:
+    both = {id(module) for module in targets.values()}
     for name, module in targets.items():
         for other_name, other in model.named_modules():
-            if other is not module and getattr(other, "weight", None) is module.weight:
+            if other is module or getattr(other, "weight", None) is not module.weight:
+                continue
+            if id(other) in both:
+                raise ValueError(
+                    f"targets {name!r} and {other_name!r} share one weight, and two updates can't be merged into it and taken out again. "
+                    "Adapt one of them (allow_tied=True)"
+                )
+            if not allowed:
                 raise ValueError(
                     f"the weight of target {name!r} is tied to {other_name!r} ({type(other).__name__}): merging an adapter of "
                     "one would change the other. Leave it out of target_modules, or pass allow_tied=True if that is what you want"

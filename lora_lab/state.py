@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import sys
 import time
 import warnings
 from collections import Counter
@@ -238,7 +239,7 @@ def _pair(content: _Content, path: Path) -> None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise AdapterError(f"{path} is no JSON text ({_short(error)})" + (_CURE if content.ours else "")) from error
+        raise AdapterError(f"{path} is no JSON text ({_short(error)}). " + (_CURE if content.ours else "")) from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path} should hold a JSON object; found {type(config).__name__}")
     if not content.ours:
@@ -380,6 +381,41 @@ class _Factors:
 
 
 @dataclass
+class _Misfits:
+    """Everything that keeps a file from fitting a model, as lines for the reader."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+    def fits(self, key: str, there: Tensor, here: Tensor) -> bool:
+        """Whether the file's tensor can go where the model's is."""
+        if there.shape != here.shape:
+            self.misshapen.append(f"{key}: {tuple(there.shape)} in the file, {tuple(here.shape)} here")
+        elif there.dtype != here.dtype and not (there.dtype in FLOATS and here.is_floating_point()):
+            self.other.append(f"{key} is {there.dtype} in the file and {here.dtype} here")
+        else:
+            return True
+        return False
+
+    def refuse(self, content: _Content, model: nn.Module, base_model: str | None) -> None:
+        """Raise AdapterError with all of it, if there is anything."""
+        sections = {
+            "missing from the file": self.missing,
+            "in the file, without a place in the model": [f"{k} {tuple(content.tensors[k].shape)}" for k in self.unexpected],
+            "of another shape than the model asks for": self.misshapen,
+            "further": self.other,
+        }
+        if any(sections.values()):
+            text = f"{content.path} does not fit this {type(model).__name__}; nothing was changed."
+            text += "".join(f"\n{title} ({len(lines)}):\n  " + "\n  ".join(lines) for title, lines in sections.items() if lines)
+            if base_model:
+                text += f"\nThe adapter was made for {base_model!r}; is this that model, with as many layers and labels?"
+            raise AdapterError(text)
+
+
+@dataclass
 class _Plan:
     """All that loading will do, checked against the model."""
 
@@ -399,7 +435,7 @@ def _settings(content: _Content, alpha: float | None) -> _Settings:
         raise AdapterError(f"{where}: {name} should be {wanted}; found {config[name]!r}")
 
     def number(value):
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
     def rank(value):
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -431,7 +467,7 @@ def _settings(content: _Content, alpha: float | None) -> _Settings:
         if not isinstance(pattern, dict) or not all(fits(v) for v in pattern.values()):
             fail(name, f"an object of {wanted}")
         try:
-            [re.compile(key) for key in pattern]
+            _lookup(pattern, "", None)  # compiles them all
         except re.error:
             fail(name, "an object whose keys are regular expressions")
     if config.get("bias", "none") not in BIAS:
@@ -475,7 +511,7 @@ def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _
     settings = _settings(content, alpha)
     _refuse_unusable(content.tensors, f"{content.path} can't be used")
     plain = {n: m.base_layer if isinstance(m, LoRALayer | TrainedCopy) else m for n, m in _tree(model).items()}
-    missing, unexpected, misshapen, other = [], [], [], []
+    wrong = _Misfits()
 
     factors: dict[str, dict[str, str]] = {}  # name -> "A", "B" -> key in the file
     rest: dict[str, str] = {}  # parameter of the plain model -> key
@@ -494,14 +530,14 @@ def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _
         base = plain.get(name) if name else None
         kind = None if base is None else layer_class(base)
         if kind is None:
-            unexpected += keys.values()
+            wrong.unexpected += keys.values()
             if base is not None:
-                other.append(f"{name} is a {type(base).__name__}; LoRA is available for Linear, Conv1D, Embedding and Conv2d layers")
+                wrong.other.append(f"{name} is a {type(base).__name__}; LoRA is available for Linear, Conv1D, Embedding and Conv2d layers")
             continue
         tensors = {which: content.tensors[key] for which, key in keys.items()}
         rank = _rank_of(tensors)
         if len(tensors) < 2:
-            missing += [f"{k} {shape}" for w, k, shape in zip("AB", _keys(name, base), _shapes(base, rank), strict=True) if w not in tensors]
+            wrong.missing += [f"{k} {shape}" for w, k, shape in zip("AB", _keys(name, base), _shapes(base, rank), strict=True) if w not in tensors]
             continue
         layer_alpha = _lookup(settings.alpha_pattern, name, settings.alpha)
         peft_style = [key.endswith((".weight", "lora_embedding_A", "lora_embedding_B")) for key in keys.values()]
@@ -513,19 +549,19 @@ def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _
                 layers[name] = _from_loralib(name, base, tensors["A"], tensors["B"], layer_alpha, slices)
                 continue
         except AdapterError as error:
-            other.append(f"{name}: {error}")
+            wrong.other.append(f"{name}: {error}")
             continue
         r = rank if settings.r is None else _lookup(settings.rank_pattern, name, settings.r)
-        wrong = False
+        fits = True
         for which, key, shape in zip("AB", _keys(name, base), _shapes(base, r), strict=True):
             if settings.r is not None and keys[which] not in (key, key.removeprefix(PREFIX)):
-                unexpected.append(keys[which])
-                missing.append(f"{key} {shape}")
-                wrong = True
+                wrong.unexpected.append(keys[which])
+                wrong.missing.append(f"{key} {shape}")
+                fits = False
             elif tuple(tensors[which].shape) != shape:
-                misshapen.append(f"{keys[which]}: {tuple(tensors[which].shape)} in the file, {shape} here")
-                wrong = True
-        if not wrong:
+                wrong.misshapen.append(f"{keys[which]}: {tuple(tensors[which].shape)} in the file, {shape} here")
+                fits = False
+        if fits:
             layers[name] = _Factors(tensors["A"].flatten(1), tensors["B"].flatten(1), r, layer_alpha)
 
     if not content.tensors or not factors:
@@ -535,50 +571,37 @@ def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _
     for name in _targeted(settings.targets, plain):
         if id(plain[name]) not in given and not any(name.startswith(n + ".") for n in saved):
             r = _lookup(settings.rank_pattern, name, settings.r)
-            missing += [f"{k} {shape}" for k, shape in zip(_keys(name, plain[name]), _shapes(plain[name], r), strict=True)]
+            wrong.missing += [f"{k} {shape}" for k, shape in zip(_keys(name, plain[name]), _shapes(plain[name], r), strict=True)]
 
-    trained, biases, bias = _rest(content.tensors, settings, plain, rest, set(factors), saved, missing, unexpected, misshapen, other)
+    trained, biases, bias = _rest(content.tensors, settings, plain, rest, set(factors), saved, wrong)
     for name in layers:
         if any(name == n or name.startswith(n + ".") for n in trained):
-            other.append(f"{name} is both adapted and part of a module that is trained in full; there is no such layer here")
+            wrong.other.append(f"{name} is both adapted and part of a module that is trained in full; there is no such layer here")
     if not lora_layers(model):
         try:
             check_targets(model, {name: (plain[name], None) for name in layers})
         except (TypeError, ValueError) as error:
-            other.append(str(error))
+            wrong.other.append(str(error))
     for name, twin in ((n, t) for n in layers for t in layers if n < t and plain[n] is plain[t]):
         if not all(torch.equal(getattr(layers[name], w), getattr(layers[twin], w)) for w in "AB"):
-            other.append(f"{name} and {twin} are one layer in this model, with two different adapters in the file")
+            wrong.other.append(f"{name} and {twin} are one layer in this model, with two different adapters in the file")
 
-    if missing or unexpected or misshapen or other:
-        parts = [f"{content.path} does not fit this {type(model).__name__}; nothing was changed."]
-        unexpected = [f"{k} {tuple(content.tensors[k].shape)}" for k in unexpected]
-        for title, lines in (
-            ("missing from the file", missing),
-            ("in the file, without a place in the model", unexpected),
-            ("of another shape than the model asks for", misshapen),
-            ("further", other),
-        ):
-            if lines:
-                parts.append(f"{title} ({len(lines)}):" + "".join(f"\n  {line}" for line in lines))
-        if settings.base_model:
-            parts.append(f"The adapter was made for {settings.base_model!r}; is this that model, with as many layers and labels?")
-        raise AdapterError("\n".join(parts))
+    wrong.refuse(content, model, settings.base_model)
     odd = [name for name in layers if _beyond_peft(plain[name])]
     if odd and not content.ours:
         warnings.warn(f"{_some(odd)}: {_ODD_CONVOLUTION}", stacklevel=3)
     return _Plan(settings, content.path, layers, trained, biases, bias)
 
 
-def _rest(tensors, settings, plain, rest, adapted, saved, missing, unexpected, misshapen, other):
+def _rest(tensors, settings, plain, rest, adapted, saved, wrong):
     """Sort what is no factor into whole trained modules and single biases; add what does not fit to the lists."""
     for name in adapted & plain.keys():  # peft keeps the bias of an adapted layer, and sometimes an embedding's weight, under base_layer
         if key := rest.pop(f"{name}.base_layer.bias", None):
             rest[f"{name}.bias"] = key
         if key := rest.pop(f"{name}.base_layer.weight", None):
             here = plain[name].weight.detach().cpu()
-            if _fits(tensors[key], here, key, misshapen, other) and not torch.equal(here, tensors[key].to(here.dtype)):
-                other.append(f"{key} holds a base weight that is not this model's: the adapter was trained on another base")
+            if wrong.fits(key, tensors[key], here) and not torch.equal(here, tensors[key].to(here.dtype)):
+                wrong.other.append(f"{key} holds a base weight that is not this model's: the adapter was trained on another base")
 
     def whole(name):
         state = _state_of(plain, name)
@@ -601,8 +624,8 @@ def _rest(tensors, settings, plain, rest, adapted, saved, missing, unexpected, m
         for key, here in _state_of(plain, root).items():
             stored = rest.pop(f"{root}.{key}", None)
             if stored is None:
-                missing.append(f"{PREFIX}{root}.{key} {tuple(here.shape)}")
-            elif _fits(tensors[stored], here, stored, misshapen, other):
+                wrong.missing.append(f"{PREFIX}{root}.{key} {tuple(here.shape)}")
+            elif wrong.fits(stored, tensors[stored], here):
                 trained[root][key] = tensors[stored]
 
     parameters = {f"{n}.{k}" if n else k: p for n, m in plain.items() for k, p in m._parameters.items() if p is not None}
@@ -618,11 +641,11 @@ def _rest(tensors, settings, plain, rest, adapted, saved, missing, unexpected, m
     for name, key in rest.items():
         # peft's "all" means every name with "bias" in it, T5's relative_attention_bias.weight among them
         if name in parameters and (name in expected or (bias == "all" and "bias" in name)):
-            if _fits(tensors[key], parameters[name], key, misshapen, other):
+            if wrong.fits(key, tensors[key], parameters[name]):
                 biases[name] = tensors[key]
         else:
-            unexpected.append(key)
-    missing += [f"{PREFIX}{n} {tuple(parameters[n].shape)}" for n in sorted(expected - rest.keys())]
+            wrong.unexpected.append(key)
+    wrong.missing += [f"{PREFIX}{n} {tuple(parameters[n].shape)}" for n in sorted(expected - rest.keys())]
     return trained, biases, bias
 
 
@@ -641,16 +664,6 @@ def _rank_of(tensors: Mapping[str, Tensor]) -> int:
     return shape[0] if shape else 1
 
 
-def _fits(there: Tensor, here: Tensor, key: str, misshapen: list, other: list) -> bool:
-    if there.shape != here.shape:
-        misshapen.append(f"{key}: {tuple(there.shape)} in the file, {tuple(here.shape)} here")
-    elif there.dtype != here.dtype and not (there.dtype in FLOATS and here.is_floating_point()):
-        other.append(f"{key} is {there.dtype} in the file and {here.dtype} here")
-    else:
-        return True
-    return False
-
-
 def _targeted(targets, plain: Mapping[str, nn.Module]) -> list[str]:
     """The layers that the config's target_modules mean in this model, by peft's rule; none if it does not say."""
     if targets is None:
@@ -664,7 +677,8 @@ def _targeted(targets, plain: Mapping[str, nn.Module]) -> list[str]:
 
 def _lookup(pattern: Mapping, name: str, default):
     """peft's rule: the first key that, as a regular expression, matches the end of the name."""
-    return next((v for k, v in pattern.items() if re.match(rf"(.*\.)?({k})$", name)), default)
+    matching = [v for k, v in pattern.items() if re.match(rf"(.*\.)?({k})$", name)]
+    return matching[0] if matching else default
 
 
 def _from_blocks(base: nn.Module, A: Tensor, B: Tensor, saved: Mapping) -> _Factors:

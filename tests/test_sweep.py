@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -93,6 +94,7 @@ def echo(seed, **settings):
 def test_settings_arrive_as_they_were_written_and_stay_so_in_the_table(go):
     rows = [{"a": None, "b": (1, ("x", 2.5))}, {"a": True}, {"a": 3, "c": "text"}, {"a": math.inf}]
     for _ in range(2):  # run, then read back
+        assert go(echo, {"r": [None, 8, 2.5]}).r.tolist() == [None, 8, 2.5]
         table = go(echo, rows)
         assert [table.a[0], table.a[1], table.a[2], table.a[3]] == [None, True, 3, math.inf] and table.a[1] is True
         assert table.b[0] == (1, ("x", 2.5)) and table.isna().b.tolist() == [False, True, True, True]
@@ -129,6 +131,17 @@ def test_only_what_is_missing_is_run(go, log):
     assert table.result.tolist() == [30, 31, 32, 20, 21, 22, 10, 11, 12]
     go(traced, [{"log": log, "k": 2}], seeds=[1])  # another way to say it
     assert executions(log) == {(k, seed): 1 for k in (1, 2, 3) for seed in range(3)}
+
+
+def with_a_neighbour(log, k, seed):
+    if k == 1:  # while it runs, somebody else's sweep finishes k = 2
+        sweep(with_a_neighbour, {"log": [log], "k": [2]}, folder=Path(log).parent / "cells", progress=False)
+    return traced(log, k, seed)
+
+
+def test_what_another_process_has_finished_meanwhile_is_taken_over(go, log):
+    assert go(with_a_neighbour, {"log": [log], "k": [1, 2, 3]}).result.tolist() == [10, 20, 30]
+    assert executions(log) == {(1, 0): 1, (2, 0): 1, (3, 0): 1}
 
 
 def same_kind(value, seed):
@@ -170,7 +183,7 @@ loss = 0.5
 def helper(x, more=1):
     return x in {"p", "q", "r"} or deeper(x)
 def deeper(x):
-    return x + LIMIT
+    return sum(y + LIMIT for y in [x])
 class Model:
     width = 4
     def forward(self, x):
@@ -196,7 +209,7 @@ NOTICED = {
     "which exception it expects": ("ValueError", "TypeError"),
     "a helper": ("or deeper(x)", "and deeper(x)"),
     "a helper's default": ("more=1", "more=2"),
-    "a helper's helper": ("x + LIMIT", "x * LIMIT"),
+    "a helper's helper": ("y + LIMIT", "y * LIMIT"),
     "a set in a helper": ('"q", ', ""),
     "a number that a helper uses": ("LIMIT = 3", "LIMIT = 4"),
     "a dict of plain values": ("[1, 2]", "[1, 3]"),
@@ -263,7 +276,7 @@ def fragile(log, k, seed):
     return k
 
 
-def test_failures_are_kept_beside_results_and_run_again_on_request(go, log):
+def test_failures_are_kept_beside_results_and_run_again_on_request(go, tmp_path, log):
     with pytest.warns(UserWarning, match=r"2 of 3 cells failed, the first is fragile\(log=.*, k=2, seed=0\): ArithmeticError: no result for 2"):
         table = go(fragile, {"log": [log], "k": [1, 2, 3]})
     assert table.status.tolist() == ["done", "failed", "failed"] and table.result[0] == 1 and table.result.isna().tolist() == [0, 1, 1]
@@ -277,7 +290,8 @@ def test_failures_are_kept_beside_results_and_run_again_on_request(go, log):
     table = go(fragile, {"log": [log], "k": [1, 2, 3]}, retry_failed=True)
     assert table.result.tolist() == [1, 2, 3] and "error" not in table
     assert executions(log) == {(1, 0): 1, (2, 0): 2, (3, 0): 2}
-    assert go(fragile, {"log": [log], "k": [1, 2, 3]}).status.tolist() == ["done"] * 3  # nothing is left of the failure
+    assert go(fragile, {"log": [log], "k": [1, 2, 3]}).status.tolist() == ["done"] * 3
+    assert not list((tmp_path / "cells").glob("*.failed.json"))
 
 
 def gives(what, seed):
@@ -328,6 +342,7 @@ def test_an_interrupt_leaves_finished_cells_and_the_threads_as_they_were(go, log
 
 
 @posix_only
+@pytest.mark.slow
 def test_an_interrupt_with_two_processes_leaves_finished_cells_and_no_processes(tmp_path, log):
     process = start(tmp_path, log, 2, start_new_session=True)
     wait_for(lambda: len(list((tmp_path / "cells").glob("*-*.json"))) >= 3)
@@ -387,6 +402,7 @@ def on_disk(tmp_path):
     return {(record["settings"]["k"], record["seed"]) for record in records}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path, log):
     process = start(tmp_path, log, 1)
     wait_for(lambda: len(list((tmp_path / "cells").glob("*-*.json"))) >= 4)
@@ -401,6 +417,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, log):
     assert sum(executions(log).values()) <= 13
 
 
+@pytest.mark.slow
 def test_two_processes_with_the_same_sweep_do_no_harm(tmp_path, log):
     both = [start(tmp_path, log, 1) for _ in range(2)]
     for process in both:
@@ -712,3 +729,20 @@ def test_a_failure_on_the_cluster_is_kept_like_any_other(on_dask, log):
     with pytest.warns(UserWarning, match="ArithmeticError: no result for 2"):
         table = on_dask(fragile, {"log": [log], "k": [1, 2]})
     assert table.status.tolist() == ["done", "failed"] and "ArithmeticError" in table.error[1]
+
+
+@pytest.mark.slow
+def test_the_page_on_clusters_tells_the_truth(cluster, tmp_path, monkeypatch):
+    """Its two cells, run as a script is: the second finds what the first has finished, and brings what is missing."""
+    page = (Path(__file__).parents[1] / "docs/cluster.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    exec(first.replace("range(2)", "range(1)"), names)
+    assert names["table"].shape[0] == 4 and names["table"].accuracy.between(0.2, 1).all()  # guessing gives 0.1
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*-*.json")}
+    assert "10.0.0.5:8786" in second
+    exec(second.replace("tcp://10.0.0.5:8786", cluster.scheduler_address), names)
+    names["client"].close()
+    assert names["table"].shape[0] == 8 and set(names["table"].status) == {"done"}
+    assert all(path.stat().st_mtime_ns == when for path, when in written.items()) and len(written) == 4
