@@ -427,6 +427,7 @@ def check_targets(model: nn.Module, targets: dict[str, tuple[nn.Module, tuple[in
     _refuse_unfit(model, targets)
     _refuse_bypassed(model, modules)
     _refuse_half(model, modules)
+    _refuse_tied(model, modules, allowed=True)  # one end of a tie can be adapted, both can't
 
 
 def _refuse_unfit(model: nn.Module, targets: dict) -> None:

@@ -639,7 +639,7 @@ def _rest(tensors, settings, plain, rest, adapted, saved, wrong):
     expected = {"none": set(), "lora_only": of_adapted, "all": every}[bias]
     biases = {}
     for name, key in rest.items():
-        # peft's "all" means every name with "bias" in it, T5's relative_attention_bias.weight among them
+        # "all" meant every name with "bias" in it to older versions of peft
         if name in parameters and (name in expected or (bias == "all" and "bias" in name)):
             if wrong.fits(key, tensors[key], parameters[name]):
                 biases[name] = tensors[key]
@@ -759,7 +759,7 @@ def _put_in(model: nn.Module, plan: _Plan, trainable: bool) -> None:
     install(model, {name: layers[id(tree[name])] for name in plan.layers}, copies, plan.bias, before)
     names = {id(p): n for n, p in model.named_parameters()}
     for name, parameter in biases.items():
-        # What peft calls a bias and we don't trains in place like one, and comes back in remove_lora.
+        # What an older peft called a bias and we don't trains in place like one, and comes back in remove_lora.
         model._before_lora["biases"].setdefault(names[id(parameter)], parameter.detach().clone())
         parameter.requires_grad_(True)
         _copy(parameter, plan.biases[name])

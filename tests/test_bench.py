@@ -12,6 +12,7 @@ BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 @pytest.mark.parametrize(("name", "columns"), [
     ("spectra", {"d", "r", "ratio", "same_q1", "same_q3", "off"}),
+    ("layers", {"case", "who", "ratio", "q1", "q3", "over_frozen", "kept_MB"}),
     ("start", {"import", "processor_ms", "memory_MB", "modules"}),
 ])
 def test_it_runs_prints_a_table_and_saves_it(name, columns, tmp_path):
