@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 EXTRAS = {"open": {"lab", "gpt2"}, "build": {"lab", "gpt2"}, "notebooks": {"lab", "gpt2"},
-          "test": {"lab", "gpt2", "dev"}, "bench": {"lab", "gpt2", "dev"}}
+          "test": {"lab", "gpt2", "cluster", "dev"}, "bench": {"lab", "gpt2", "dev"}}
 GB = 1e9  # bytes
 # Measured: the environment takes 1.8 GB with PyTorch's CPU build and 7 GB with CUDA; pip unpacks beside it for a while.
 NEEDED_CPU, NEEDED_CUDA = 2.5 * GB, 9 * GB  # bytes

@@ -31,6 +31,7 @@ from .spectra import (
     subspace_similarity,
 )
 from .state import AdapterError, load_adapter, lora_state_dict, save_adapter
+from .sweep import sweep
 from .train import Step, TrainingDiverged, evaluate, train
 
 __version__ = "0.1.0"
@@ -76,6 +77,7 @@ __all__ = [
     "save_adapter",
     "stable_rank",
     "subspace_similarity",
+    "sweep",
     "train",
     "unmerge",
 ]

@@ -546,7 +546,7 @@ def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _
                 layers[name] = _from_blocks(base, tensors["A"], tensors["B"], content.fused[name])
                 continue
             if not any(peft_style) and not isinstance(base, nn.Conv2d):
-                layers[name] = _from_loralib(name, base, tensors["A"], tensors["B"], layer_alpha, slices)
+                layers[name] = _from_loralib(base, tensors["A"], tensors["B"], layer_alpha, slices)
                 continue
         except AdapterError as error:
             wrong.other.append(f"{name}: {error}")
@@ -692,7 +692,7 @@ def _from_blocks(base: nn.Module, A: Tensor, B: Tensor, saved: Mapping) -> _Fact
     return _Factors(A, torch.cat([blocks[place, :, k] for k, place in enumerate(slices)]), r, saved["alpha"], slices, of)
 
 
-def _from_loralib(name: str, base: nn.Module, A: Tensor, B: Tensor, alpha: float, slices) -> _Factors:
+def _from_loralib(base: nn.Module, A: Tensor, B: Tensor, alpha: float, slices) -> _Factors:
     """loralib's A (r, in) and B (out, r); or its MergedLinear's A (n r, in) and B (n width, r), which is how we stack slices."""
     (_, inputs), (out, _) = _shapes(base, 1)
     if A.ndim == B.ndim == 2 and A.shape[1] == inputs:

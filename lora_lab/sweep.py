@@ -32,14 +32,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .files import atomic_write
-
-if TYPE_CHECKING:
-    import pandas
 
 RESERVED = ("seed", "seconds", "status", "error")  # columns of the table that are the sweep's own
 MANIFEST = "sweep.json"
@@ -55,8 +51,8 @@ def sweep(
     retry_failed: bool = False,
     version: str | None = None,
     progress: bool = True,
-) -> pandas.DataFrame:
-    """Call `function(**settings, seed=seed)` for every cell of `grid` x `seeds` that has no result on disk yet; return all as a table.
+):
+    """Call `function(**settings, seed=seed)` for every cell of `grid` x `seeds` that has no result on disk yet; give all as a pandas table.
 
     function      a plain `def`; returns a number, or a dict of numbers. Each call runs with one torch thread.
     grid          name -> values (every combination is a cell), or a list of dicts, each one setting of the arguments. Values are numbers,
@@ -468,7 +464,7 @@ def _notice(text: str) -> None:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def _table(function, rows: list[tuple[_Cell, dict]]) -> pandas.DataFrame:
+def _table(function, rows: list[tuple[_Cell, dict]]):
     import pandas
 
     failures = [(cell, record) for cell, record in rows if record["status"] == "failed"]

@@ -915,3 +915,21 @@ def test_every_byte_of_our_file_counts(tmp_path):
         path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
         with pytest.raises(AdapterError):
             load_adapter(base, path)
+
+
+def test_layers_that_can_carry_no_adapter_are_refused(tmp_path):
+    """What apply_lora refuses is refused from a file, too: a layer that is never called, one of two places, a grouped convolution."""
+    shared = nn.Linear(4, 4)
+    cases = {
+        "never calls": (nn.Sequential(nn.MultiheadAttention(4, 2)), "0.out_proj", (2, 4), (4, 2)),
+        "same layer as": (nn.Sequential(shared, nn.Tanh(), shared), "0", (2, 4), (4, 2)),
+        "grouped": (nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), "0", (2, 2, 3, 3), (4, 2, 1, 1)),
+        "is a LayerNorm": (nn.Sequential(nn.LayerNorm(4)), "0", (2, 4), (4, 2)),
+    }
+    for message, (model, name, A, B) in cases.items():
+        tensors = {f"base_model.model.{name}.lora_A.weight": torch.ones(A), f"base_model.model.{name}.lora_B.weight": torch.ones(B)}
+        save_file(tensors, tmp_path / "one.safetensors")
+        before = snapshot(model)
+        with pytest.raises(AdapterError, match=message):
+            load_adapter(model, tmp_path / "one.safetensors", alpha=4)
+        assert_untouched(model, before)

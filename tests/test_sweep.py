@@ -571,12 +571,14 @@ def test_a_folder_of_another_function_is_left_alone(go, tmp_path):
     assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == before
 
 
-@pytest.mark.parametrize("damage", ["", '{"settings": {"k": 1', "[]", '{"settings": {}, "seed": 0, "status": "done"}', b"\xff\xfe", "wrong"])
+@pytest.mark.parametrize("damage", ["", '{"settings": {"k": 1', "[]", '{"settings": {}, "seed": 0, "status": "done"}', b"\xff\xfe", "wrong", "exchanged"])
 def test_damaged_results_are_set_aside_and_run_again(go, tmp_path, log, damage):
     go(traced, {"log": [log], "k": [1, 2]})
     path = next(p for p in (tmp_path / "cells").glob("*-*.json") if json.loads(p.read_text())["settings"]["k"] == 2)
     if damage == "wrong":
         damage = path.read_text().replace("20", '"20"')
+    elif damage == "exchanged":
+        damage = next(p for p in path.parent.glob("*-*.json") if p != path).read_text()
     path.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
     with pytest.warns(UserWarning, match="was damaged.*the cell runs again"):
         assert go(traced, {"log": [log], "k": [1, 2]}).result.tolist() == [10, 20]
