@@ -5,23 +5,16 @@
     base_model.model.<name>.lora_embedding_A  (r, tokens),  ..._B (dim, r)         of an embedding
     base_model.model.<name>.weight, .bias     whole modules that train (modules_to_save), trained biases
 
-Our own tensors file also carries, in its header, a copy of the config, the slices of fused layers, and a sha256 of the whole
-file. So it is an adapter by itself, a config that does not belong to it is noticed, and so is every changed byte. A file made
-elsewhere has no such record: there, a changed number that is still a finite number can't be noticed.
-
-Nothing here writes a pickle; a foreign .bin or .pt is read with weights_only=True.
+How the two files are written and read, and what damage is noticed: adapter_files.py. Nothing writes a pickle; a foreign .bin or .pt
+is read with weights_only=True.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import math
 import os
 import re
 import sys
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -32,36 +25,31 @@ import torch
 from torch import Tensor, nn
 
 from .adapt import BIAS, QKV, TrainedCopy, check_targets, install, lora_layers, make_layer, trained_biases
-from .files import atomic_write
+from .adapter_files import (
+    CONFIG,
+    FACTOR,
+    FLOATS,
+    HARMLESS,
+    TENSORS,
+    UNSET,
+    AdapterError,
+    Content,
+    read_adapter,
+    refuse_foreign,
+    refuse_unusable,
+    some,
+    write_adapter,
+)
 from .layers import LoRAFusedLinear, LoRALayer, is_conv1d, layer_class
 
 PREFIX = "base_model.model."
-TENSORS, PICKLED, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
-ASIDE = f".{CONFIG}.before"  # where the old config stands for the moment in which the tensors file changes
-RECORD, DIGEST = "lora_lab", "lora_lab_sha256"
-FACTOR = re.compile(r"(.*?)\.?lora_(embedding_)?([AB])(\.weight)?")
-
-# Config fields that decide what the adapter computes ...
+# Config fields that decide what the adapter computes; adapter_files.HARMLESS has those that don't, once the tensors are there. All others
+# ask for more than plain LoRA, unless they are null or false.
 DECIDING = {
     "alpha_pattern", "bias", "lora_alpha", "modules_to_save", "peft_type", "r", "rank_pattern", "target_modules", "use_rslora",
 }  # fmt: skip
-# ... those that don't, once the tensors are there (all others ask for more than plain LoRA, unless they are null or false) ...
-HARMLESS = {
-    "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
-    "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_dropout", "megatron_core", "peft_version", "qalora_group_size",
-    "revision", "runtime_config", "task_type",
-}  # fmt: skip
-# ... and ways to begin that leave the base weights as they are. PiSSA, OLoRA, LoftQ and others change them.
+# Ways to begin that leave the base weights as they are. PiSSA, OLoRA, LoftQ and others change them.
 PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-UNSET = (None, False, {}, [], "")
-
-
-class AdapterError(ValueError):
-    """An adapter can't be written, read or put into this model; the message says what was found. Nothing was changed."""
-
-
-class AdapterNotFound(AdapterError, FileNotFoundError):
-    """There is no adapter at this path."""
 
 
 @dataclass(frozen=True)
@@ -118,51 +106,22 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, base_model_name: s
     Raises AdapterError, leaving the old files alone: no LoRA layer, an empty factor, a number that is NaN or infinite, a path that is
     a file, a copy on disk that differs from the model. OSError: a full disk, a folder without write access.
     """
-    from safetensors.torch import save
-
     folder, model = Path(folder), _uncompiled(model)
     if folder.exists() and not folder.is_dir():
         raise AdapterError(f"{folder} is a file; an adapter is a folder with {TENSORS} and {CONFIG}. Give another path")
     tensors = {k: t.cpu().contiguous().clone() for k, t in lora_state_dict(model).items()}
-    _refuse_unusable(tensors, "this adapter can't be saved, and what was saved before is left as it is")
+    refuse_unusable(tensors, "this adapter can't be saved, and what was saved before is left as it is")
     config, notes = _config(model, base_model_name)
     fused = {
         name: {"slices": layer.slices, "of": layer.of, "r": layer.r, "alpha": layer.alpha}
         for name, layer in _adapted(model).items()
         if isinstance(layer, LoRAFusedLinear)
     }
-    record = {"version": 1, "config": config, "fused": fused}
-    data = save(tensors, {"format": "pt", RECORD: json.dumps(record), DIGEST: "0" * 64})
-    at = _digest_place(data)
-    data = data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
-
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    target, beside, aside = folder / TENSORS, folder / CONFIG, folder / ASIDE
-    _sweep(folder)
-    with atomic_write(beside) as new_config:
-        new_config.write_text(text, encoding="utf-8")
-        moved = False
-        try:
-            with atomic_write(target) as new_tensors:
-                new_tensors.write_bytes(data)
-                back = _read_file(new_tensors, tensors_only=True).tensors
-                if back.keys() != tensors.keys() or not all(torch.equal(back[k], t) for k, t in tensors.items()):
-                    raise AdapterError(f"what was read back from {folder} is not what was written; is the disk in order?")
-                with open(new_tensors, "rb+") as file:
-                    os.fsync(file.fileno())  # the long part; what follows takes microseconds
-                if beside.exists() and (not target.exists() or beside.read_bytes() != text.encode()):
-                    os.replace(beside, aside)
-                    moved = True
-        except OSError:
-            if moved:
-                os.replace(aside, beside)
-            raise
-    aside.unlink(missing_ok=True)
-
+    size = write_adapter(folder, tensors, config, fused)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     trained = sum(p.numel() for p in _trains(model)["parameters"])
-    return SavedAdapter(folder, len(tensors), sum(t.numel() for t in tensors.values()), trained, len(data), tuple(notes))
+    return SavedAdapter(folder, len(tensors), sum(t.numel() for t in tensors.values()), trained, size, tuple(notes))
 
 
 def load_adapter(
@@ -192,161 +151,12 @@ def load_adapter(
     merged = [name for name, layer in lora_layers(inner).items() if layer.merged]
     if merged:
         raise AdapterError(f"{merged[0]!r} and {len(merged) - 1} other layer(s) are merged; call unmerge(model) before loading an adapter")
-    plan = _plan(_read(Path(path)), inner, alpha, slices)
+    plan = _plan(read_adapter(Path(path)), inner, alpha, slices)
     if lora_layers(inner):
         _take_over(inner, plan, trainable)
     else:
         _put_in(inner, plan, trainable)
     return model
-
-
-# ---- reading
-
-
-@dataclass
-class _Content:
-    """What stands in an adapter's files."""
-
-    path: Path
-    tensors: dict[str, Tensor]
-    config: dict | None = None
-    fused: dict = field(default_factory=dict)
-    ours: bool = False
-
-
-def _read(path: Path) -> _Content:
-    if not path.exists():
-        raise AdapterNotFound(f"there is no file or folder {path}. Names on a hub are not downloaded here: fetch the adapter first")
-    if path.is_dir():
-        file = next((path / name for name in (TENSORS, PICKLED) if (path / name).exists()), None)
-        if file is None:
-            found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise AdapterNotFound(f"{path} holds no adapter: neither {TENSORS} nor {PICKLED}, but {found}")
-    else:
-        file = path
-    content = _read_file(file)
-    beside = file.parent / CONFIG
-    if path.is_dir() or file.name in (TENSORS, PICKLED):
-        if not beside.exists() and not content.ours:
-            beside = file.parent / ASIDE  # a save was killed at the very moment of the change; these two belong together
-        if beside.exists():
-            _pair(content, beside)
-    return content
-
-
-def _pair(content: _Content, path: Path) -> None:
-    """Take the config beside a tensors file, or compare it with the one inside."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise AdapterError(f"{path} is no JSON text ({_short(error)}). " + (_CURE if content.ours else "")) from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} should hold a JSON object; found {type(config).__name__}")
-    if not content.ours:
-        content.config = config
-        return
-    here, inside = ({k: v for k, v in c.items() if k not in HARMLESS and v not in UNSET} for c in (config, content.config))
-    if here != inside:
-        differing = sorted(k for k in here | inside if here.get(k) != inside.get(k))
-        lines = "".join(f"\n  {k}: {here.get(k)!r} in {path.name}, {inside.get(k)!r} in the tensors file" for k in differing)
-        raise AdapterError(f"{path} does not belong to {content.path.name} beside it; one of them was exchanged or edited:{lines}\n{_CURE}")
-
-
-_CURE = f"The tensors file has a whole copy of its own config: delete {CONFIG} to use it"
-
-
-def _read_file(path: Path, tensors_only: bool = False) -> _Content:
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise AdapterError(f"{path} can't be read: {_short(error)}") from error
-    if size == 0:
-        raise AdapterError(f"{path} is empty")
-    # safetensors begins with the length of a JSON header, then the header; a .part file is one that is being checked.
-    if path.suffix in (".safetensors", ".part") or start[8:9] == b"{":
-        return _read_safetensors(path, tensors_only)
-    return _Content(path, _read_pickled(path))
-
-
-def _read_safetensors(path: Path, tensors_only: bool) -> _Content:
-    from safetensors import safe_open
-    from safetensors.torch import load
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys, header = list(file.keys()), file.metadata() or {}
-    except Exception as error:
-        raise AdapterError(f"{path} is no whole safetensors file: {_short(error)}. Truncated, or a failed download?") from error
-    if not tensors_only:
-        _refuse_foreign(path, keys)  # before a whole model is read into memory
-    try:
-        data = path.read_bytes()
-        tensors = load(data)
-    except Exception as error:
-        raise AdapterError(f"{path} can't be read: {_short(error)}") from error
-    content = _Content(path, tensors)
-    if RECORD in header or DIGEST in header:
-        at = _digest_place(data)
-        if hashlib.sha256(data[:at] + b"0" * 64 + data[at + 64 :]).hexdigest().encode() != data[at : at + 64]:
-            raise AdapterError(f"{path} was damaged after it was saved: its sha256 does not agree with its content. Use another copy")
-        record = json.loads(header[RECORD])
-        if record["version"] != 1:
-            raise AdapterError(f"{path} was written by a newer lora_lab (record version {record['version']}); update this one")
-        content.config, content.fused, content.ours = record["config"], record["fused"], True
-    return content
-
-
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    try:
-        # torch.load's advice, to load without weights_only, is the one thing not to do with a stranger's file.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise AdapterError(
-            f"{path} is neither a whole safetensors file nor a whole file of torch.save with nothing but tensors ({type(error).__name__}); "
-            "anything else in a pickle could run code and is not loaded"
-        ) from error
-    if not isinstance(tensors, Mapping):
-        raise AdapterError(f"{path} should hold a dict of tensors; found {type(tensors).__name__}")
-    odd = [k for k, t in tensors.items() if not isinstance(k, str) or not isinstance(t, Tensor)]
-    if odd:
-        raise AdapterError(f"{path} should hold a dict of tensors by name; found {_some(map(repr, odd))}. Save the adapter's state dict alone")
-    _refuse_foreign(path, tensors)
-    return dict(tensors)
-
-
-def _refuse_foreign(path: Path, keys: Iterable[str]) -> None:
-    keys = list(keys)
-    if not any(FACTOR.fullmatch(key) for key in keys):
-        raise AdapterError(f"{path} holds no LoRA factor among its {len(keys)} tensors ({_some(keys) or 'none at all'}). Is it the adapter?")
-
-
-def _refuse_unusable(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Empty, not floating where it must be, NaN: nothing that a model should compute with."""
-    empty = [k for k, t in tensors.items() if t.numel() == 0]
-    if empty:
-        raise AdapterError(f"{what}: empty tensors {_some(empty)}. Sharded training leaves such if the shards are not gathered before saving")
-    wrong = [f"{k} ({t.dtype})" for k, t in tensors.items() if FACTOR.fullmatch(k) and t.dtype not in FLOATS]
-    if wrong:
-        raise AdapterError(f"{what}: factors are floating-point numbers; found {_some(wrong)}")
-    bad = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.to(torch.promote_types(t.dtype, torch.float16))).all()]
-    if bad:
-        raise AdapterError(f"{what}: NaN or infinite numbers in {_some(bad)} ({len(bad)} of {len(tensors)} tensors)")
-
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def _digest_place(data: bytes) -> int:
-    """Where the 64 digits of the sha256 stand. Inside JSON strings quotes are escaped, so this can't be found in one."""
-    mark = f'"{DIGEST}":"'.encode()
-    at = data.find(mark)
-    if at < 0 or at + len(mark) + 64 > len(data):
-        raise AdapterError("the record in the file's header is damaged: its sha256 is missing. Use another copy")
-    return at + len(mark)
 
 
 # ---- from the file to the model
@@ -399,7 +209,7 @@ class _Misfits:
             return True
         return False
 
-    def refuse(self, content: _Content, model: nn.Module, base_model: str | None) -> None:
+    def refuse(self, content: Content, model: nn.Module, base_model: str | None) -> None:
         """Raise AdapterError with all of it, if there is anything."""
         sections = {
             "missing from the file": self.missing,
@@ -427,7 +237,7 @@ class _Plan:
     bias: str
 
 
-def _settings(content: _Content, alpha: float | None) -> _Settings:
+def _settings(content: Content, alpha: float | None) -> _Settings:
     config = content.config or {}
     where = f"the config of {content.path}"
 
@@ -504,12 +314,12 @@ def _settings(content: _Content, alpha: float | None) -> _Settings:
     )
 
 
-def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _Plan:
+def _plan(content: Content, model: nn.Module, alpha: float | None, slices) -> _Plan:
     """Compare every tensor of the file with the model; raise with everything that does not fit, or return what to do."""
     if hasattr(model, "peft_config"):
         raise AdapterError(f"this {type(model).__name__} carries a peft adapter already; give the plain base model")
     settings = _settings(content, alpha)
-    _refuse_unusable(content.tensors, f"{content.path} can't be used")
+    refuse_unusable(content.tensors, f"{content.path} can't be used")
     plain = {n: m.base_layer if isinstance(m, LoRALayer | TrainedCopy) else m for n, m in _tree(model).items()}
     wrong = _Misfits()
 
@@ -565,7 +375,7 @@ def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _
             layers[name] = _Factors(tensors["A"].flatten(1), tensors["B"].flatten(1), r, layer_alpha)
 
     if not content.tensors or not factors:
-        _refuse_foreign(content.path, content.tensors)
+        refuse_foreign(content.path, content.tensors)
     saved = [n for n in plain if n and any(n == s if content.ours else n.endswith(s) for s in settings.modules_to_save)]
     given = {id(plain[n]) for n in factors if n in plain}
     for name in _targeted(settings.targets, plain):
@@ -589,7 +399,7 @@ def _plan(content: _Content, model: nn.Module, alpha: float | None, slices) -> _
     wrong.refuse(content, model, settings.base_model)
     odd = [name for name in layers if _beyond_peft(plain[name])]
     if odd and not content.ours:
-        warnings.warn(f"{_some(odd)}: {_ODD_CONVOLUTION}", stacklevel=3)
+        warnings.warn(f"{some(odd)}: {_ODD_CONVOLUTION}", stacklevel=3)
     return _Plan(settings, content.path, layers, trained, biases, bias)
 
 
@@ -852,16 +662,16 @@ def _config(model: nn.Module, base_model_name: str | None) -> tuple[dict, list[s
         stored = ranks[fused[0]] * (layer.lora_A.shape[1] + layer.full_B().shape[0])
         trained = layer.lora_A.numel() + layer.lora_B.numel()
         notes.append(
-            f"{_some(fused)}: {n} slices of {layer.of} of a fused layer are saved as one adapter of rank {ranks[fused[0]]}, with zero rows "
+            f"{some(fused)}: {n} slices of {layer.of} of a fused layer are saved as one adapter of rank {ranks[fused[0]]}, with zero rows "
             f"for the others: {stored:,} numbers stored a layer, {trained:,} trained. It computes the same in peft, but training on there "
             "would move the other slices, too; load_adapter gets the slices back"
         )
     odd = [n for n, layer in layers.items() if _beyond_peft(layer.base_layer)]
     if odd:
-        notes.append(f"{_some(odd)}: {_ODD_CONVOLUTION}")
+        notes.append(f"{some(odd)}: {_ODD_CONVOLUTION}")
     more = sorted({n for n in names for c in copies if n != c and n.endswith(c) and n not in copies})
     if more:
-        notes.append(f"peft asks only how a name ends, and would take {_some(more)} for trained in full, too: it can't read this adapter as it is")
+        notes.append(f"peft asks only how a name ends, and would take {some(more)} for trained in full, too: it can't read this adapter as it is")
     if len({id(m) for m in layers.values()}) < len(layers):
         notes.append("a layer that stands in several places is adapted in all of them; peft adapts only the first")
     return config, notes
@@ -892,15 +702,6 @@ def _peft_targets(layers: Iterable[str], names: list[str]) -> list[str] | str:
         if {n for n in names if any(n == e or n.endswith("." + e) for e in entries)} == wanted:
             return sorted(entries)
     return "|".join(re.escape(n) for n in sorted(wanted))
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what saves that were killed left behind, unless it is so young that another process may be writing it."""
-    for name in (TENSORS, CONFIG):
-        for left in folder.glob(f".{name}.*.part"):
-            with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > 3600:
-                    left.unlink()
 
 
 # ---- the model's tree
@@ -977,12 +778,3 @@ def _plain_name(name: str) -> str:
 def _uncompiled(model: nn.Module) -> nn.Module:
     """torch.compile wraps a model and puts "_orig_mod." in front of every name."""
     return getattr(model, "_orig_mod", model)
-
-
-def _some(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _short(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -264,7 +264,7 @@ def test_second_start_installs_nothing(fake):
 def test_more_extras_are_added_and_fewer_keep_them(fake, tmp_path):
     fake.set_up()
     fake.set_up("test")
-    assert fake.calls[-1][1] == ".[dev,gpt2,lab]"
+    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,lab]"
     fake.calls.clear()
     fake.set_up()
     fake.set_up("test")
@@ -272,7 +272,7 @@ def test_more_extras_are_added_and_fewer_keep_them(fake, tmp_path):
     with (tmp_path / "pyproject.toml").open("a") as file:
         file.write("# another version of the lab\n")
     fake.set_up()
-    assert fake.calls[-1][1] == ".[dev,gpt2,lab]"  # who has tested once will again
+    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,lab]"  # who has tested once will again
 
 
 @pytest.mark.parametrize("change", ["pyproject.toml", "constraints.txt", "version", "unpinned", "stamp"])

@@ -21,7 +21,7 @@ from torch import nn
 
 from lora_lab import AdapterError, apply_lora, load_adapter, lora_layers, lora_state_dict, merge, remove_lora, save_adapter
 from lora_lab.adapt import TrainedCopy
-from lora_lab.state import ASIDE, CONFIG, TENSORS
+from lora_lab.adapter_files import ASIDE, CONFIG, TENSORS
 
 DATA = Path(os.environ.get("LORA_LAB_DATA", "no such folder"))
 
