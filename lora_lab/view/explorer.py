@@ -15,7 +15,7 @@ import numpy as np
 from lora_lab.counting import breakeven_rank, lora_parameters
 from lora_lab.view.figures import _styled
 from lora_lab.view.style import COLOURS, FONT, GRID, INK, MUTED, PAPER, THEMES, new_figure
-from lora_lab.view.widgets import headless
+from lora_lab.view.widgets import NAME_SLIDERS, headless, trouble
 
 BYTES = 4  # a number stored as float32
 WIDE, HIGH = 340, 250  # of the chart, in CSS pixels
@@ -180,18 +180,15 @@ class RankExplorer:
             self.trouble.value = ""
         except Exception as problem:  # a callback's exception would vanish into a log that nobody reads
             self.error = traceback.format_exc()
-            self.trouble.value = (
-                '<div role="alert" style="border-left: 4px solid #c25d12; padding: 2px 8px">'
-                f"<b>The picture could not be drawn.</b> {html.escape(f'{type(problem).__name__}: {problem}')}"
-                f"<details><summary>Where</summary><pre>{html.escape(self.error)}</pre></details></div>"
-            )
+            self.trouble.value = trouble(problem, self.error)
 
     def _ipython_display_(self):
         from IPython.display import display
 
         if not headless():
             display(self.widget())
-        display({"text/html": self.still(), "text/plain": str(self)}, raw=True)
+        script = "" if headless() else NAME_SLIDERS
+        display({"text/html": self.still() + script, "text/plain": str(self)}, raw=True)
 
     def _stops(self) -> list[int]:
         return [r for r in STOPS if r < len(self.S)] + [len(self.S)]

@@ -27,7 +27,7 @@ def headless() -> bool:
 
 # ipywidgets writes a label beside a slider and gives the slider itself no name: a screen reader would only say "slider, 1.0".
 # The sliders come onto the page a moment after this script.
-_NAME_SLIDERS = """<script>
+NAME_SLIDERS = """<script>
 for (const delay of [0, 300, 1000, 3000, 9000]) setTimeout(() => {
   for (const handle of document.querySelectorAll(".widget-slider [role=slider]:not([aria-label])"))
     handle.setAttribute("aria-label", handle.closest(".widget-slider").querySelector("label").textContent);
@@ -103,6 +103,15 @@ def _smooth(ring: np.ndarray) -> str:
     return "M{2} {3}".format(*curves[-1]) + "".join(map("Q{0[0]} {0[1]} {0[2]} {0[3]}".format, curves)) + "Z"
 
 
+def trouble(problem: Exception, where: str) -> str:
+    """What a live view shows in place of an error that nobody would see: HTML, with the traceback `where` folded."""
+    return (
+        '<div role="alert" style="border-left: 4px solid #c25d12; padding: 2px 8px">'
+        f"<b>The picture could not be drawn.</b> {html.escape(f'{type(problem).__name__}: {problem}')}"
+        f"<details><summary>Where</summary><pre>{html.escape(where)}</pre></details></div>"
+    )
+
+
 class VolumeKnob:
     """Sliders and the digits they change; display it, or read `volumes`, `error` and `text` in a test."""
 
@@ -147,18 +156,14 @@ class VolumeKnob:
             self.trouble.value = ""
         except Exception as problem:  # a callback's exception would vanish into a log that nobody reads
             self.error = traceback.format_exc()
-            self.trouble.value = (
-                '<div role="alert" style="border-left: 4px solid #c25d12; padding: 2px 8px">'
-                f"<b>The picture could not be drawn.</b> {html.escape(f'{type(problem).__name__}: {problem}')}"
-                f"<details><summary>Where</summary><pre>{html.escape(self.error)}</pre></details></div>"
-            )
+            self.trouble.value = trouble(problem, self.error)
 
     def _ipython_display_(self):
         from IPython.display import display
 
         if not headless():
             display(self.widget())
-        script = "" if headless() else _NAME_SLIDERS
+        script = "" if headless() else NAME_SLIDERS
         display({"text/html": self.still() + script, "text/plain": str(self)}, raw=True)
 
     def still(self) -> str:
