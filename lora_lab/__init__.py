@@ -30,7 +30,6 @@ from .spectra import (
     stable_rank,
     subspace_similarity,
 )
-from .state import AdapterError, load_adapter, lora_state_dict, save_adapter
 from .sweep import sweep
 from .train import Step, TrainingDiverged, evaluate, train
 
@@ -81,3 +80,14 @@ __all__ = [
     "train",
     "unmerge",
 ]
+
+# Half of what `import lora_lab` would cost is this one module, and most notebooks save no adapter.
+_FROM_STATE = ("AdapterError", "load_adapter", "lora_state_dict", "save_adapter")
+
+
+def __getattr__(name: str):
+    if name in _FROM_STATE:
+        from . import state
+
+        return getattr(state, name)
+    raise AttributeError(f"module 'lora_lab' has no attribute {name!r}")
