@@ -347,7 +347,8 @@ for s in seeds:
     ):
         model = adapt(start, method, data, s)
         lean.setdefault(name, []).append(evaluate(model, [data.test], device))
-spread(lean, f"Turned by {ANGLE}°, {10 * PER_DIGIT} labels", f"digits turned by {ANGLE} degrees")
+title = f"Turned by {ANGLE}°, {10 * PER_DIGIT} labels".replace("-", "−")
+spread(lean, title, f"digits turned by {ANGLE} degrees")
 for other in ("linear probe", "full fine-tuning", "LoRA, random base", "from scratch"):
     versus(lean, "LoRA r=4", other)
 
