@@ -90,7 +90,8 @@ def apply_lora(
             raise type(error)(f"rank_pattern or alpha_pattern, for {name!r}: {error}") from None
     modules = {name: module for name, (module, _) in targets.items()}
     check_targets(model, targets)
-    _refuse_tied(model, modules, allow_tied)
+    if not allow_tied:  # check_targets has refused both ends of one tie already
+        _refuse_tied(model, modules, allowed=False)
     options = {"dropout": dropout, "rslora": rslora, "adapter_dtype": adapter_dtype}
     # All layers are built before the tree is touched; a layer that stands in several places stays one layer.
     built: dict[int, nn.Module] = {}

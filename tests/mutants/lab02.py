@@ -92,6 +92,7 @@ MUTANTS = {
         Mutant("bias in both paths", _forward("x @ W.T + bias + alpha / r * (x @ A.T @ B.T) + bias"), "bias_scaled"),
         Mutant("b is never None", _forward("x @ W.T + b + alpha / r * (x @ A.T @ B.T)"), "bias_none"),
         Mutant("only the base", _forward("x @ W.T + bias"), "update_missing"),
+        Mutant("adds a one for the bias", _forward("x @ W.T + 1 + alpha / r * (x @ A.T @ B.T)"), "other_formula"),
         Mutant("minus", _forward("x @ W.T + bias - alpha / r * (x @ A.T @ B.T)"), "subtracted"),
         Mutant("a ReLU between A and B", _forward("x @ W.T + bias + alpha / r * (torch.relu(x @ A.T) @ B.T)"), "nonlinearity"),
         Mutant("detached", _forward("x @ W.T + bias + alpha / r * (x @ A.data.T @ B.data.T)"), "detached"),

@@ -79,14 +79,15 @@ def explain_forward(runs: Sequence[tuple], rtol: float | None = None) -> Diagnos
         if c.get("W0 x") == c.get("B A x") and c["W0 x"] in SCALINGS:
             return Diagnosis("base_scaled", f"{formula}: the scaling belongs to the update alone, here it multiplies the base as well")
         return Diagnosis("base_changed", f"{formula}: W0 x enters once and unscaled")
-    if c.get("W0 x") == "1" and c.get("B A x") is not None:
+    right_update = c.get("B A x") == "alpha / r"
+    if c.get("W0 x") == "1" and right_update and set(c) <= {"W0 x", "B A x", "b"}:
+        if has_bias and "b" not in c:
+            return Diagnosis("bias_missing", f"{formula}: the bias b is lost")
+        if has_bias and c["b"] != "1":
+            return Diagnosis("bias_scaled", f"{formula}: the bias enters once and unscaled")
+        return None
+    if c.get("W0 x") == "1" and c.get("B A x") is not None and not right_update:
         update = c["B A x"]
-        if update == "alpha / r" and set(c) <= {"W0 x", "B A x", "b"}:
-            if has_bias and "b" not in c:
-                return Diagnosis("bias_missing", f"{formula}: the bias b is lost")
-            if has_bias and c["b"] != "1":
-                return Diagnosis("bias_scaled", f"{formula}: the bias enters once and unscaled")
-            return None
         if update.startswith("-"):
             return Diagnosis("subtracted", f"{formula}: the update is added, not subtracted")
         key = _SCALING_KEYS.get(update, "scaling_wrong")

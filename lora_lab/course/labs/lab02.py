@@ -398,7 +398,7 @@ def _lab_gradients(x, g, A, B, alpha, r):
 # ---------------------------------------------------------------- 2.4 the layer
 
 
-def _layer(rng, sizes: dict, zero_B=False, bias=True):
+def _layer(rng, sizes: dict, bias=True):
     """Script, the refs of base and layer, drawn arrays. float32, as nn.Linear makes its layers."""
     arrays = _draw(rng, sizes, bias=bias, dtype=np.float32)
     s = Script()
