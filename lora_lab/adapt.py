@@ -31,6 +31,16 @@ class TrainedCopy(nn.Module):
     def forward(self, *args, **kwargs):
         return (self.base_layer if self.disabled else self.trained)(*args, **kwargs)
 
+    def __getattr__(self, name: str):
+        # Models read `lm_head.weight` or `classifier.out_features`; they get those of the copy that computes.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            modules = self.__dict__.get("_modules", {})
+            if "trained" not in modules:  # still being made, or being unpickled
+                raise
+            return getattr(modules["base_layer" if self.disabled else "trained"], name)
+
 
 def apply_lora(
     model: nn.Module,

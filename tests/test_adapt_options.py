@@ -392,6 +392,19 @@ def test_biases_of_before_follow_the_model_to_another_dtype():
 # ---- modules_to_save ------------------------------------------------------------------------------------------------
 
 
+def test_a_saved_module_shows_the_attributes_of_the_copy_that_computes():
+    m = apply_lora(bert(), r=2, alpha=4, target_modules=["query"], modules_to_save=["classifier"])
+    head = m.classifier
+    assert head.out_features == 3 and head.weight is head.trained.weight and head.weight.requires_grad
+    with lora_disabled(m):
+        assert head.weight is head.base_layer.weight
+    assert copy.deepcopy(head).weight is not head.weight  # copying asks for attributes before there are any
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        head.no_such_thing  # noqa: B018
+    assert sum("classifier" in name for name, _ in m.named_parameters()) == 4  # base and copy, weight and bias, each once
+
+
+
 @pytest.mark.parametrize(("name", "head", "targets"), [
     ("bert", "classifier", ["query"]), ("vit", "classifier", None), ("gpt2", "lm_head", ["c_attn"]), ("gpt2", "ln_f", ["c_attn:q,v"]),
     ("roberta", "classifier", ["query"]), ("llama", "lm_head", "all-linear"), ("t5", "lm_head", ["q"]),
