@@ -136,7 +136,7 @@ def display_of(knob, monkeypatch):
 
 def test_the_still_twin_is_always_there(monkeypatch):
     box, still = display_of(volume_knob(), monkeypatch)
-    assert len(box.children) == 5
+    assert len(box.children) == 6 and "Run this cell again" in box.children[-1].value and "lora-live" in box._dom_classes
     assert still["text/html"].startswith("<details>") and still["text/html"].count("<svg") == 2
     assert "at −1 the digits lean 17° to the left" in still["text/plain"]
 

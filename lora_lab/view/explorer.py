@@ -15,7 +15,7 @@ import numpy as np
 from lora_lab.counting import breakeven_rank, lora_parameters
 from lora_lab.view.figures import _styled
 from lora_lab.view.style import COLOURS, FONT, GRID, INK, MUTED, PAPER, THEMES, new_figure
-from lora_lab.view.widgets import NAME_SLIDERS, headless, trouble
+from lora_lab.view.widgets import NAME_SLIDERS, headless, live_box, trouble
 
 BYTES = 4  # a number stored as float32
 WIDE, HIGH = 340, 250  # of the chart, in CSS pixels
@@ -164,7 +164,7 @@ class RankExplorer:
             )  # fmt: skip
             self.slider.observe(lambda change: self.set(change["new"]), names="value")
             self.redraw()
-        return widgets.VBox([self.slider, self.picture, self.words, self.trouble])
+        return live_box(self.slider, self.picture, self.words, self.trouble)
 
     def set(self, r: int) -> None:
         """Set the rank and redraw."""

@@ -35,6 +35,24 @@ for (const delay of [0, 300, 1000, 3000, 9000]) setTimeout(() => {
 </script>"""
 
 
+# After a restart JupyterLab leaves the old kernel's widgets on the page and gives them this class: say so, and let nobody press dead buttons.
+GONE = """<style>
+.lora-gone { display: none }
+.lora-live.jupyter-widgets-disconnected .lora-gone { display: block; border-left: 4px solid #c25d12; padding: 2px 8px; line-height: 1.5 }
+.lora-live.jupyter-widgets-disconnected :is(button, select, input, .widget-slider) { opacity: 0.4; pointer-events: none }
+</style>
+<div class="lora-gone" role="status">The kernel was restarted, and this view went with the old one. Run this cell again.</div>"""
+
+
+def live_box(*children):
+    """The box around a live view: its widgets from top to bottom, and a line that shows itself when their kernel is gone."""
+    import ipywidgets as widgets
+
+    box = widgets.VBox([*children, widgets.HTML(GONE, layout=widgets.Layout(margin="0"))])
+    box.add_class("lora-live")
+    return box
+
+
 def volume_knob(*adapters: str) -> "VolumeKnob":
     """A line of handwritten digits, and one slider per adapter: its volume, from -1 to 2. Let it be a cell's last expression.
 
@@ -139,7 +157,7 @@ class VolumeKnob:
                 slider.observe(lambda change, name=name: self.set(name, change["new"]), names="value")
                 self.sliders[name] = slider
             self.redraw()
-        return widgets.VBox([*self.sliders.values(), self.picture, self.words, self.trouble])
+        return live_box(*self.sliders.values(), self.picture, self.words, self.trouble)
 
     def set(self, name: str, volume: float) -> None:
         """Set one volume and redraw."""
