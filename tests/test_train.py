@@ -1,16 +1,23 @@
 """The training loop. The oracle for the arithmetic is the same loop written out with plain torch."""
 
 import copy
+import importlib
 import inspect
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lora_lab import Batches, Step, TrainingDiverged, apply_lora, evaluate, lora_layers, train
+from lora_lab import updates as updates_module
+from lora_lab.train import linear_schedule, token_loss
+from lora_lab.updates import bf16_is_fast, choose_precision
+
+train_module = importlib.import_module("lora_lab.train")  # `lora_lab.train` is the function
 
 
 def model(dropout=0.0, norm=False, dtype=torch.float32):
@@ -309,6 +316,297 @@ def test_progress_bar_writes_and_changes_nothing(capsys):
     silent = capsys.readouterr()
     assert silent.err + silent.out == ""
     assert a == b
+
+
+# ---- precision, accumulation, compilation ---------------------------------------------------------------------------
+
+
+def test_bf16_is_near_fp32_and_leaves_the_weights_in_fp32():
+    exact, rough = model(), model()
+    x, y = samples(200)
+    a = numbers(train(exact, [(x, y)], 6, 0.02, device="cpu"))
+    b = numbers(train(rough, [(x, y)], 6, 0.02, device="cpu", precision="bf16"))
+    assert all(p.dtype == torch.float32 for p in rough.parameters())
+    assert a != b  # it really calculates with 8 bits
+    # bf16 rounds to 2^-9; a mean over 200 samples of a few such roundings, and the norm of gradients of which many cancel
+    assert b[0][3] == pytest.approx(a[0][3], rel=0.05)
+    for (_, loss, _, _), (_, loss2, _, _) in zip(a, b, strict=True):
+        assert loss2 == pytest.approx(loss, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_models_that_are_not_in_float32_are_calculated_as_they_are(monkeypatch, dtype):
+    monkeypatch.setattr(train_module, "choose_precision", lambda precision, device: {"auto": "fp16"}.get(precision, precision))
+    x, y = samples(dtype=dtype)
+    a = numbers(train(model(dtype=dtype), [(x, y)], 3, 0.01, optimizer="sgd", device="cpu", precision="fp32"))
+    assert a == numbers(train(model(dtype=dtype), [(x, y)], 3, 0.01, optimizer="sgd", device="cpu"))
+
+
+@pytest.mark.parametrize(("capability", "wanted"), [
+    ((6, 1), "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((8, 9), "bf16"), ((12, 0), "bf16"),
+])
+def test_auto_precision_asks_the_card(monkeypatch, capability, wanted):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert choose_precision("auto", torch.device("cuda")) == wanted
+    assert choose_precision("fp32", torch.device("cuda")) == "fp32"
+    assert choose_precision("auto", torch.device("cpu")) == choose_precision("auto", torch.device("mps")) == "fp32"
+
+
+def test_bf16_is_fast_reads_the_processor(monkeypatch):
+    for flags, wanted in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_bf16": False}, False), ({}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
+        assert bf16_is_fast() is wanted
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert bf16_is_fast() is False
+
+
+def test_fp16_skips_what_overflows_and_finds_its_scale():
+    """A gradient of a few thousand overflows at the first scale, 65,536; after some halvings it does not."""
+    m, (x, y) = model(), samples()
+    before = state(m)
+
+    def steep(net, batch):
+        return 3000 * F.cross_entropy(net(batch[0]), batch[1])
+
+    run = train(m, [(x, y)], 14, 1e-4, precision="fp16", device="cpu", loss=steep)
+    first = next(run)
+    assert math.isinf(first.grad_norm) or math.isnan(first.grad_norm)
+    assert_same_bits(before, state(m))  # skipped
+    steps = [first, *run]
+    assert math.isfinite(steps[-1].grad_norm) and steps[-1].loss < first.loss
+    exact = next(train(model(), [(x, y)], 1, 1e-4, device="cpu", loss=steep))
+    finite = next(s for s in steps if math.isfinite(s.grad_norm))
+    assert finite.grad_norm == pytest.approx(exact.grad_norm, rel=0.1)  # unscaled before it is told: a scale left in would be 2 and more
+
+
+def test_fp16_gives_up_when_no_scale_helps():
+    m = model()
+    before = state(m)
+    with pytest.raises(TrainingDiverged, match="gradient"):
+        list(train(m, [samples()], 60, 0.1, precision="fp16", device="cpu", loss=lambda net, batch: net(batch[0]).sum().mul(0).abs().sqrt()))
+    assert_same_bits(before, state(m))
+
+
+def test_fp16_continues_with_its_scale(tmp_path):
+    def run(count=None, **more):
+        m = model(dropout=0.3)
+        steps = train(m, [samples()], 9, 0.01, precision="fp16", device="cpu", seed=2, loss=lambda n, b: 3000 * F.cross_entropy(n(b[0]), b[1]), **more)
+        return [repr(s) for s in numbers(itertools.islice(steps, count))], state(m)
+
+    whole, weights = run()
+    file = tmp_path / "run.safetensors"
+    run(4, checkpoint=file, checkpoint_every=3)
+    rest, again = run(checkpoint=file)
+    assert rest == whole[3:]
+    assert_same_bits(weights, again)
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="half.*bf16"):
+        train(model(), [samples()], 2, 0.1, precision="half")
+    with pytest.raises(ValueError, match="accumulate"):
+        train(model(), [samples()], 2, 0.1, accumulate=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_autocast_around_the_run_changes_nothing(precision):
+    """It keeps weights that it has converted until it ends, so that a run would go on with those of its first step."""
+    a = numbers(train(model(), [samples()], 4, 0.1, device="cpu", precision=precision))
+    with torch.autocast("cpu", torch.bfloat16):
+        b = numbers(train(model(), [samples()], 4, 0.1, device="cpu", precision=precision))
+    assert a == b
+
+
+@pytest.mark.parametrize("kind", ["list", "Batches"])
+def test_accumulated_batches_are_one_large_one(kind, tmp_path):
+    x, y = samples(24, torch.float64)
+    small = [(x[i : i + 6], y[i : i + 6]) for i in range(0, 24, 6)]
+    large = [(x[i : i + 12], y[i : i + 12]) for i in (0, 12)]
+    if kind == "Batches":
+        stream = Batches(x, y, batch_size=6, seed=3)
+        small, taken = stream, list(itertools.islice(iter(stream), 10))
+        large = [(torch.cat((a[0], b[0])), torch.cat((a[1], b[1]))) for a, b in zip(taken[::2], taken[1::2], strict=True)]
+    m, twin = model(dtype=torch.float64), model(dtype=torch.float64)
+    got = numbers(train(m, small, 5, 0.05, device="cpu", accumulate=2))
+    wanted = by_hand(twin, large, 5, 0.05, "adamw")
+    for a, b in zip(got, wanted, strict=True):
+        assert a == pytest.approx(b, rel=1e-9)  # the mean of two means of six is that of twelve; float64, other order of sums
+    file = tmp_path / "run.safetensors"
+    list(itertools.islice(train(model(dtype=torch.float64), small, 5, 0.05, device="cpu", accumulate=2, checkpoint=file, checkpoint_every=2), 3))
+    assert numbers(train(model(dtype=torch.float64), small, 5, 0.05, device="cpu", accumulate=2, checkpoint=file)) == got[2:]
+    with pytest.raises(ValueError, match="another run"):
+        list(train(model(dtype=torch.float64), small, 7, 0.05, device="cpu", checkpoint=file))
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same(c_compiler):
+    a = numbers(train(model(), [samples()], 4, 0.1, device="cpu"))
+    m = model().eval()
+    b = numbers(train(m, [samples()], 4, 0.1, device="cpu", compile=True))
+    assert not m.training
+    for x, y in zip(a, b, strict=True):
+        assert x == pytest.approx(y, rel=1e-4)  # float32, fused differently
+
+
+# ---- as on a GPU: numbers stay on the device ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lazy(monkeypatch):
+    """The CPU treated as a GPU is: torch's fused CPU optimizers can skip a step on the device, too."""
+    monkeypatch.setattr(updates_module, "CHECK_EVERY", {"cpu": 4})
+
+
+@pytest.mark.parametrize(("optimizer", "clip"), [("adamw", None), ("sgd", 0.05), ("adamw", 0.05)])
+def test_late_numbers_are_the_same_numbers(lazy, monkeypatch, optimizer, clip):
+    steps = list(train(model(), Batches(*samples(), 6), 11, 0.05, optimizer=optimizer, clip=clip, device="cpu"))
+    monkeypatch.setattr(updates_module, "CHECK_EVERY", {})
+    wanted = numbers(train(model(), Batches(*samples(), 6), 11, 0.05, optimizer=optimizer, clip=clip, device="cpu"))
+    assert all(isinstance(s, Step) for s in steps)
+    for a, b in zip(numbers(steps), wanted, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)  # the fused update rounds differently, float32
+    assert all(s.samples_per_s > 0 for s in steps)  # the first step is looked at, so there is a speed from the start
+
+
+def test_nobody_waits_for_a_number_between_looks(lazy, monkeypatch):
+    """Every way in which torch gives a number to Python goes through one of these."""
+    waits = []
+    for name in ("item", "tolist", "__float__", "__bool__", "__int__", "__index__"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, _real=real, _name=name: (waits.append(_name), _real(self, *a))[1])
+    batches = [samples()]
+    run = train(model(), batches, 20, 0.05, clip=1.0, device="cpu")
+    seen, kept = [], []
+    for done in run:
+        seen.append(len(waits))
+        kept.append(done)
+        waits.clear()
+    assert [i + 1 for i, n in enumerate(seen) if n] == [1, 4, 8, 12, 16, 20]
+    assert len(kept) == 20 and not any("_numbers" in s.__dict__ for s in kept)  # nothing of the device is held by old steps
+    assert all(math.isfinite(s.loss) for s in kept) and not waits
+
+
+def test_reading_a_late_loss_early_works(lazy):
+    run = train(model(), [samples()], 7, 0.05, device="cpu")
+    wanted = [s.loss for s in train(model(), [samples()], 7, 0.05, device="cpu")]
+    assert [s.loss for s in run] == wanted
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("bad_step", [1, 4, 6, 7])
+def test_divergence_is_found_late_and_does_no_harm(lazy, precision, bad_step):
+    x, y = samples()
+    bad = x.clone()
+    bad[3, 2] = math.nan
+    batches = [(x, y)] * (bad_step - 1) + [(bad, y)] + [(x, y)] * 20
+    m, seen = model(), []
+    with pytest.raises(TrainingDiverged, match=f"step {bad_step}, lr 0.05: the loss is nan"):
+        for s in train(m, batches, 20, 0.05, device="cpu", precision=precision):
+            seen.append(s.step)
+    assert len(seen) < bad_step + 4
+    twin = model()
+    if bad_step > 1:
+        list(train(twin, batches, bad_step - 1, 0.05, device="cpu", precision=precision))
+    assert_same_bits(state(m), state(twin))  # the weights from before the bad step, though several more were run
+
+
+def test_an_infinite_gradient_is_skipped_late_too(lazy):
+    m = model()
+    before = state(m)
+    with pytest.raises(TrainingDiverged, match="step 1.*gradient"):
+        list(train(m, [samples()], 9, 0.1, device="cpu", loss=lambda net, batch: net(batch[0]).sum().mul(0).abs().sqrt()))
+    assert_same_bits(before, state(m))
+
+
+def test_stopping_between_looks_leaves_finite_weights(lazy):
+    x, y = samples()
+    m = model()
+    run = train(m, [(x, y), (x, y), (x * math.nan, y), (x, y)], 20, 0.05, device="cpu")
+    assert [next(run).step for _ in range(3)] == [1, 2, 3]
+    run.close()
+    assert all(torch.isfinite(p).all() for p in m.parameters())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_optimizer_of_ones_own_under_late_looks(lazy, fused):
+    made = []
+
+    def mine(parameters):
+        made.append(torch.optim.AdamW(parameters, lr=1.0, weight_decay=0.0, fused=fused))
+        return made[0]
+
+    x, y = samples()
+    m = model()
+    with pytest.raises(TrainingDiverged, match="step 6"):
+        list(train(m, [(x, y)] * 5 + [(x * math.nan, y)], 12, 0.05, optimizer=mine, device="cpu"))
+    twin = model()
+    list(train(twin, [(x, y)], 5, 0.05, device="cpu", optimizer=lambda p: torch.optim.AdamW(p, weight_decay=0.0, fused=fused)))
+    assert_same_bits(state(m), state(twin))
+    assert "found_inf" not in made[0].__dict__ and "grad_scale" not in made[0].__dict__
+
+
+def test_fused_runs_continue_bit_for_bit(lazy, tmp_path):
+    whole, file = model(dropout=0.4), tmp_path / "run.safetensors"
+    settings = {"seed": 8, "device": "cpu", "weight_decay": 0.1}
+    wanted = numbers(train(whole, Batches(*samples(), 6), 11, 0.05, **settings))
+    list(itertools.islice(train(model(dropout=0.4), Batches(*samples(), 6), 11, 0.05, checkpoint=file, checkpoint_every=3, **settings), 8))
+    fresh = model(dropout=0.4)
+    assert numbers(train(fresh, Batches(*samples(), 6), 11, 0.05, checkpoint=file, **settings)) == wanted[6:]
+    assert_same_bits(state(whole), state(fresh))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_nothing_synchronises():
+    m = model().cuda()
+    run = train(m, [samples()], 60, 0.01, device="cuda", clip=1.0)
+    for done in itertools.islice(run, 32):
+        torch.cuda.set_sync_debug_mode("error" if (done.step + 1) % 16 else "default")
+    torch.cuda.set_sync_debug_mode("default")
+    losses = [done.loss for done in run]
+    assert losses[-1] < losses[0]
+
+
+# ---- language models ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_token_loss_is_the_smoothed_cross_entropy_of_the_next_token(smoothing):
+    torch.manual_seed(5)
+    logits, ids = torch.randn(2, 6, 11), torch.randint(11, (2, 6))
+    labels = ids.clone()
+    labels[0, :3] = labels[1, 5] = -100
+    seen = []
+
+    def net(**inputs):
+        seen.append(inputs)
+        return type("Out", (), {"logits": logits})
+
+    total, count = 0.0, 0
+    logp = logits.double().log_softmax(-1)
+    for row, t in itertools.product(range(2), range(1, 6)):
+        if labels[row, t] != -100:
+            p = torch.full((11,), smoothing / 11, dtype=torch.float64)
+            p[labels[row, t]] += 1 - smoothing
+            total, count = total - float((p * logp[row, t - 1]).sum()), count + 1
+    got = float(token_loss(smoothing)(net, {"input_ids": ids, "labels": labels}))
+    assert got == pytest.approx(total / count, rel=1e-5)  # float32 against float64
+    assert seen[0].keys() == {"input_ids"}  # no labels: the model would calculate a second loss
+    with pytest.raises(ValueError, match="label_smoothing"):
+        token_loss(1.0)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 0), (10, 4), (7, 6), (1, 0)])
+def test_the_schedule_goes_up_and_down_in_lines(steps, warmup):
+    rate = linear_schedule(0.3, steps, warmup)
+    wanted = np.interp(range(steps + 2), [-1, warmup, steps] if warmup else [0, steps], [0, 0.3, 0] if warmup else [0.3, 0])
+    np.testing.assert_allclose([rate(i) for i in range(steps + 2)], wanted, rtol=1e-12, atol=1e-15)
+    assert min(rate(i) for i in range(steps)) > 0  # no step is wasted
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 10), (10, -1), (0, 0)])
+def test_a_schedule_that_never_comes_down_is_refused(steps, warmup):
+    with pytest.raises(ValueError, match="warm"):
+        linear_schedule(0.1, steps, warmup)
 
 
 # ---- evaluate -------------------------------------------------------------------------------------------------------
