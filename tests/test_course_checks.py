@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lora_lab.course import cards, check, checks, hint, predict, progress, use
+from lora_lab.course import calibration, cards, check, checks, hint, predict, progress, use
 from lora_lab.course import labs as registry
 from lora_lab.course.cards import KINDS, Block, Card
 from lora_lab.course.exercise import Case, Diagnosis, Exercise, Lab, Prediction, compare
@@ -290,6 +290,65 @@ def test_running_a_prediction_again_is_no_new_record(recorded):
 def test_an_impossible_outcome_is_the_labs_mistake():
     with pytest.raises(ValueError, match="none of a, b"):
         predict("0.A", "a").reveal("q")
+
+
+# ------------------------------------------------------------ calibration
+
+
+@pytest.mark.parametrize(("given", "kept"), [(0.7, 0.7), (70, 0.7), (1, 1.0), (0, 0.0), ("80 %", 0.8), ("0.55", 0.55), (np.float64(0.9), 0.9)])
+def test_how_sure(given, kept, said, recorded):
+    assert predict("0.A", "a", sure=given).sure == pytest.approx(kept)
+    assert recorded()[-1]["sure"] == pytest.approx(kept) and f"the mean ({kept:.0%} sure)" in said()
+
+
+@pytest.mark.parametrize("sure", [-0.1, 101, float("nan"), "very", True, [0.5]])
+def test_what_is_no_confidence(sure, said, recorded):
+    assert predict("0.A", "a", sure=sure).value is None
+    text = said()
+    assert recorded() == [] and ("how sure you are" in text or "is not a number" in text)
+
+
+def test_calibration_counts_the_last_answer_before_the_outcome(said, recorded):
+    predict("0.A", "a", sure=0.9)
+    predict("0.A", "b", sure=0.6).reveal("b")                     # changed in time: counts
+    predict("0.A", "a", sure=1.0)                                 # too late
+    predict("0.B", 3).reveal(3)                                   # does not say how sure
+    said()
+    calibration()
+    text = said()
+    assert "1 prediction" in text and "60% sure; 1 of 1 came true" in text and "decides nothing yet" in text
+    assert "1 answer did not say how sure" in text and "1 answer changed" in text
+    last = recorded()[-1]
+    assert (last["kind"], last["count"], last["right"], last["without"]) == ("calibration", 1, 1, 1)
+    assert last["sure"] == 0.6 and last["brier"] == pytest.approx(0.16)          # (0.6 - 1)², by hand
+
+
+def test_calibration_with_nothing_to_compare(said):
+    calibration()
+    assert "nothing to compare yet" in said()
+    predict("0.A", ...).reveal("a")
+    predict("0.A", "a", sure=0.5)
+    predict("0.B", ...).reveal(3)                                 # never answered: not late, just open
+    said()
+    calibration()
+    text = said()
+    assert "nothing to compare yet" in text and "1 answer came after the outcome" in text
+
+
+def test_a_change_of_confidence_alone_is_a_new_record(recorded):
+    for sure in (0.6, 0.6, 0.8):
+        predict("0.A", "a", sure=sure)
+    assert [r["sure"] for r in recorded()] == [0.6, 0.8]
+
+
+def test_the_picture_has_a_dot_for_each_answer_and_words_for_who_cannot_see_it():
+    answers = [(0.5, True), (0.5, True), (0.9, False), (1.0, True)]
+    svg = cards.strip_of_answers(answers, "80 % & more")
+    assert svg.count("<circle") == 4 and svg.count('fill="none" stroke=') == 1 and 'aria-label="80 % &amp; more"' in svg
+    places = re.findall(r'<circle cx="([\d.]+)" cy="(-?\d+)"', svg)
+    assert len(set(places)) == 4                                   # equal answers stand on each other, not in each other
+    card = cards.Card("predict", "t", [cards.Block("picture", svg, label="said in words")])
+    assert svg in card.html() and "said in words" in card.text()
 
 
 # ------------------------------------------------------------ progress

@@ -1,6 +1,8 @@
 """The record: appended whole, from several processes; damage and full disks are survived with a notice."""
 
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_lab.course import records
-from lora_lab.course.records import MIME, Records, default_paths, merge, open_notebook, read_notebook
+from lora_lab.course.records import MIME, Calibration, Records, default_paths, merge, open_notebook, read_notebook
 
 
 @pytest.fixture
@@ -149,3 +151,40 @@ def test_records_in_a_notebook_file(make, tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match="expected a notebook"):
             read_notebook(path)
+
+
+# ------------------------------------------------------------ calibration
+
+
+def by_enumeration(sures, fewest, most):
+    """The chance of `fewest` to `most` right answers: all outcomes, one by one."""
+    chance = 0.0
+    for outcome in itertools.product((0, 1), repeat=len(sures)):
+        if fewest <= sum(outcome) <= most:
+            chance += math.prod(p if right else 1 - p for p, right in zip(sures, outcome, strict=True))
+    return chance
+
+
+def test_the_chance_of_so_many_right_answers():
+    sures = (0.5, 0.9, 0.65, 1.0, 0.0, 0.8)
+    found = Calibration(tuple((p, True) for p in sures))
+    for fewest, most in ((0, 6), (0, 2), (3, 4), (5, 6), (6, 6)):
+        assert found.chance_of(fewest, most) == pytest.approx(by_enumeration(sures, fewest, most), abs=1e-12)  # sums of six products
+
+
+def test_brier_and_means_by_hand():
+    found = Calibration(((0.8, True), (0.6, False), (1.0, True)))
+    assert found.brier == pytest.approx((0.04 + 0.36 + 0.0) / 3) and found.mean_sure == pytest.approx(0.8)
+    assert found.right == 2 and found.groups() == [("60 to 79 %", 1, 0), ("80 to 94 %", 1, 1), ("95 % and more", 1, 1)]
+    assert math.isnan(Calibration(()).brier) and Calibration(()).verdict == "unclear" and Calibration(()).groups() == []
+
+
+@pytest.mark.parametrize(("answers", "verdict"), [
+    (((0.9, False),) * 2, "over"),            # 1 % if true
+    (((0.9, False),) * 1 + ((0.9, True),) * 5, "unclear"),
+    (((0.8, False),) * 1, "unclear"),         # 20 %
+    (((0.5, True),) * 5, "under"),            # 3 %
+    (((0.5, True),) * 4, "unclear"),          # 6 %
+])
+def test_a_verdict_only_where_the_answers_tell(answers, verdict):
+    assert Calibration(answers).verdict == verdict

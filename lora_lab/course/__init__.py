@@ -1,5 +1,5 @@
-"""What a student calls: check, hint, use, predict, progress."""
+"""What a student calls: check, hint, use, predict, calibration, progress."""
 
-from .checks import check, hint, predict, progress, use
+from .checks import calibration, check, hint, predict, progress, use
 
-__all__ = ["check", "hint", "predict", "progress", "use"]
+__all__ = ["calibration", "check", "hint", "predict", "progress", "use"]

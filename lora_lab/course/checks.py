@@ -1,4 +1,4 @@
-"""What a student calls in a notebook: check, hint, use, predict, progress. Each shows one card and leaves one record.
+"""What a student calls in a notebook: check, hint, use, predict, calibration, progress. Each shows one card and leaves one record.
 
 None of them raises because of what a student typed: a traceback of ours would teach nothing.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+from dataclasses import dataclass
 
 import torch
 
 from . import labs as registry
-from .cards import Block, Card, show
+from .cards import Block, Card, show, strip_of_answers
 from .exercise import Exercise, Lab, Prediction
-from .records import Records, default_paths, merge, open_notebook, read_notebook
+from .records import Calibration, Records, default_paths, merge, open_notebook, read_notebook
 from .runner import Examination, examine
 
 SEED = 0              # in the notebook every check of an exercise uses the same inputs; grading uses others
@@ -43,10 +44,10 @@ class Verdict:
 
 
 class Guess:
-    """What `predict` returns. `value`: the letter or number that was predicted, None if nothing was."""
+    """What `predict` returns. `value`: the letter or number that was predicted, None if nothing was; `sure`: 0 to 1, or None."""
 
-    def __init__(self, prediction: Prediction | None, value):
-        self.prediction, self.value = prediction, value
+    def __init__(self, prediction: Prediction | None, value, sure: float | None = None):
+        self.prediction, self.value, self.sure = prediction, value, sure
 
     def __repr__(self):
         return f"Guess({self.prediction.id if self.prediction else '?'}: {self.value!r})"
@@ -63,6 +64,7 @@ class Guess:
         right = None if self.value is None else _is_right(self.prediction, self.value, outcome)
         record = _records().add("reveal", prediction=self.prediction.id, value=self.value, outcome=outcome, right=right)
         said, says = (_with_text(self.prediction, v) for v in (self.value, outcome))
+        said += _how_sure(self.sure)
         if right is None:
             title, blocks = f"Prediction {self.prediction.id}: the run says {says}", []
         elif right:
@@ -149,11 +151,12 @@ def use(id, student=_MISSING):
     return own
 
 
-def predict(id, value=...) -> Guess:
+def predict(id, value=..., sure=None) -> Guess:
     """Say what a run will show before it does. With `...` it shows the question.
 
-        p = predict("2.A", "b")          # or a number, where the question asks for one
-        p.reveal("c")                    # further down, after the run
+        p = predict("2.A", "b")            # or a number, where the question asks for one
+        p = predict("2.A", "b", sure=0.7)  # and how sure you are, 0 to 1 (or 70, in per cent); `calibration()` comes back to it
+        p.reveal("c")                      # further down, after the run
     """
     prediction = _find(id, "prediction")
     if prediction is None:
@@ -162,27 +165,47 @@ def predict(id, value=...) -> Guess:
     blocks, trouble = _question(prediction), None
     if value is not ...:
         value, trouble = _read_guess(prediction, value)
+        if not trouble:
+            sure, trouble = _read_sure(sure)
     if value is ... or trouble:
         blocks.append(Block("mark", f"{trouble + ' ' if trouble else ''}Put your answer in place of the dots: "
                                     f"{_how_to_answer(prediction)}"))
-        title = f"Prediction {prediction.id}" + (": this is not one of the answers" if trouble else ": what do you expect?")
+        title = f"Prediction {prediction.id}" + (": this cannot be noted" if trouble else ": what do you expect?")
         show(Card("notice" if trouble else "predict", title, blocks))
         return Guess(prediction, None)
 
     revealed = any(r["kind"] == "reveal" for r in earlier)
     last = next((r for r in reversed(earlier) if r["kind"] == "predict"), None)
-    if last is not None and last.get("value") == value:
+    if last is not None and last.get("value") == value and last.get("sure") == sure:
         record = last                      # the cell ran again: the same record keeps its place in the output
     else:
         record = _records().add("predict", prediction=prediction.id, value=value, after_reveal=revealed,
-                                changed=last is not None)
-    blocks.insert(0, Block("strong", f"You say {_with_text(prediction, value)}."))
+                                changed=last is not None, **({} if sure is None else {"sure": sure}))
+    blocks.insert(0, Block("strong", f"You say {_with_text(prediction, value)}{_how_sure(sure)}."))
     if record.get("after_reveal"):
         blocks.append(Block("quiet", "The outcome was on the page before this answer: it is noted as a later one."))
     else:
         blocks.append(Block("quiet", "Run on and see. You may change it until then."))
     show(Card("predict", f"Prediction {prediction.id} noted", blocks), record)
-    return Guess(prediction, value)
+    return Guess(prediction, value, sure)
+
+
+def calibration() -> None:
+    """How sure you were of your predictions, in all labs, and how often you were right.
+
+    Of each prediction the last answer before its first outcome counts, if it said how sure: `predict("3.A", "b", sure=0.7)`.
+    """
+    records = _all_records()
+    standings = [_standing(prediction, records) for lab in registry.labs().values() for prediction in lab.predictions]
+    decided = [s for s in standings if s.state in ("right", "wrong")]
+    found = Calibration(tuple((s.sure, s.state == "right") for s in decided if s.sure is not None))
+    silent = len(decided) - found.count
+    late = sum(s.state == "late" and s.changed for s in standings)
+    changed = sum(s.changed for s in decided if s.sure is not None)
+    record = _records().add("calibration", count=found.count, right=found.right, without=silent, late=late,
+                            sure=round(found.mean_sure, 4) if found.count else None,
+                            brier=round(found.brier, 4) if found.count else None)
+    show(_calibration_card(found, silent, late, changed), record)
 
 
 def progress(lab=None, all: bool = False, notebook=None) -> None:
@@ -248,6 +271,39 @@ def _check_card(result: Examination) -> Card:
     return Card("failed", f"{head}: stopped" if result.status == "time" else f"{head}: not yet · {count}", blocks)
 
 
+def _calibration_card(found: Calibration, silent: int, late: int, changed: int) -> Card:
+    notes = [
+        f"{_answers(silent)} did not say how sure, and {'does' if silent == 1 else 'do'} not count here." if silent else "",
+        f"{_answers(late)} came after the outcome, and {'does' if late == 1 else 'do'} not count." if late else "",
+        f"{_answers(changed)} changed before the outcome: the last one counts." if changed else "",
+    ]
+    quiet = [Block("quiet", " ".join(note for note in notes if note))] if any(notes) else []
+    if not found.count:
+        how = "None of your predictions so far says how sure you were. Next time: `predict(\"3.A\", \"b\", sure=0.7)`"
+        return Card("predict", "How sure, and how often right: nothing to compare yet", [Block("text", how), *quiet])
+    mean, share = found.mean_sure, found.right / found.count
+    told = f"On average you were {mean:.0%} sure; {found.right} of {found.count} came true ({share:.0%})."
+    if found.verdict == "unclear":
+        meaning = "Were your confidence exactly right, a result like this would still be ordinary: it decides nothing yet."
+        if found.count >= 20:
+            meaning = "Your confidence fits what came true, as far as this many predictions can tell."
+    else:
+        chance = found.chance_of(0, found.right) if found.verdict == "over" else found.chance_of(found.right, found.count)
+        less, word = ("no more", "more") if found.verdict == "over" else ("no fewer", "less")
+        meaning = (f"If your confidence were right, {less} than {found.right} of {found.count} would come true in {chance:.1%} of all cases: "
+                   f"you seem {word} sure than you should be.")  # fmt: skip
+    brier = f"Brier score {found.brier:.2f}, the mean of (sure − outcome)²: 0 is perfect, saying 50 % every time gives 0.25."
+    alt = "; ".join(f"{name} sure: {right} of {count} right" for name, count, right in found.groups())
+    table = [("you said", "predictions", "came true"), *((name, count, right) for name, count, right in found.groups())]
+    blocks = [Block("text", told), Block("picture", strip_of_answers(found.answers, f"Each prediction a dot. {alt}."), label=""),
+              Block("text", meaning), Block("table", table), Block("quiet", brier), *quiet]
+    return Card("predict", f"How sure, and how often right · {found.count} prediction{'s' * (found.count != 1)}", blocks)
+
+
+def _answers(count: int) -> str:
+    return f"{count} answer{'s' * (count != 1)}"
+
+
 def _points(count: int) -> str:
     return f"{count} point{'s' * (count != 1)}"
 
@@ -279,6 +335,32 @@ def _with_text(prediction: Prediction, value) -> str:
     return f"{number} {prediction.unit}".strip()
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """What became of a prediction. state: "right", "wrong", "late" (the outcome came first), "waiting" (for its run), "open".
+    changed: there were answers that do not count."""
+
+    state: str
+    sure: float | None = None
+    changed: bool = False
+
+
+def _standing(prediction: Prediction, records: list[dict]) -> _Standing:
+    """Only the answer that stood before the first reveal counts, with the confidence that was stated with it."""
+    value, sure, changed = None, None, False
+    for record in records:
+        if record.get("prediction") != prediction.id:
+            continue
+        if record["kind"] == "predict":
+            changed = changed or value is not None
+            value, sure = record.get("value"), _read_sure(record.get("sure"))[0]
+        elif record["kind"] == "reveal":
+            if value is None:
+                return _Standing("late", changed=any(r["kind"] == "predict" and r.get("prediction") == prediction.id for r in records))
+            return _Standing("right" if _is_right(prediction, value, record.get("outcome")) else "wrong", sure, changed)
+    return _Standing("open") if value is None else _Standing("waiting", sure, changed)
+
+
 class _Summary:
     """What the records say about one lab."""
 
@@ -288,18 +370,7 @@ class _Summary:
         self.earned = sum(e.points for e in lab.exercises if e.id in self.passed)
 
     def predicted(self, prediction: Prediction) -> str:
-        """What became of it. Only the answer that stood before the first reveal counts."""
-        value = None
-        for record in self.records:
-            if record.get("prediction") != prediction.id:
-                continue
-            if record["kind"] == "predict":
-                value = record.get("value")
-            elif record["kind"] == "reveal":
-                if value is None:
-                    return "late"
-                return "right" if _is_right(prediction, value, record.get("outcome")) else "wrong"
-        return "open" if value is None else "waiting"
+        return _standing(prediction, self.records).state
 
     def row(self) -> tuple:
         right = sum(self.predicted(p) == "right" for p in self.lab.predictions)
@@ -399,6 +470,24 @@ def _read_guess(prediction: Prediction, value) -> tuple:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         return None, f"{_repr(value)} is not a number."
     return (int(value) if float(value).is_integer() else float(value)), None
+
+
+def _read_sure(sure) -> tuple:
+    """(a share from 0 to 1 or None, None), or (None, what is wrong with it). Numbers above 1 are per cent."""
+    if sure is None:
+        return None, None
+    if isinstance(sure, str):
+        try:
+            sure = float(sure.strip().removesuffix("%")) / (100 if sure.strip().endswith("%") else 1)
+        except ValueError:
+            return None, f"sure={_repr(sure)} is not a number."
+    if isinstance(sure, bool) or not isinstance(sure, numbers.Real) or not 0 <= sure <= 100:
+        return None, f"sure={_repr(sure)}: say how sure you are from 0 to 1, or in per cent."
+    return float(sure if sure <= 1 else sure / 100), None
+
+
+def _how_sure(sure: float | None) -> str:
+    return "" if sure is None else f" ({sure:.0%} sure)"
 
 
 def _repr(value) -> str:

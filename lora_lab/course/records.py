@@ -13,10 +13,12 @@ Nothing in this file raises because of a disk: a lab goes on without its record.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -156,6 +158,58 @@ def merge(*groups: Iterable[dict]) -> list[dict]:
     """One list without duplicates, oldest first."""
     by_id = {record["id"]: record for group in groups for record in group}
     return sorted(by_id.values(), key=lambda record: record["time"])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How sure somebody was, and how often it came true. answers: (sure, right) pairs; sure from 0 to 1."""
+
+    answers: tuple[tuple[float, bool], ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.answers)
+
+    @property
+    def right(self) -> int:
+        return sum(right for _, right in self.answers)
+
+    @property
+    def mean_sure(self) -> float:
+        """What share one should expect to come true; NaN without answers."""
+        return sum(sure for sure, _ in self.answers) / self.count if self.answers else math.nan
+
+    @property
+    def brier(self) -> float:
+        """Mean of (sure - 1 or 0)²: 0 is perfect, 0.25 is what saying 50 % every time gives, 1 is certain and always wrong."""
+        return sum((sure - right) ** 2 for sure, right in self.answers) / self.count if self.answers else math.nan
+
+    def chance_of(self, fewest: int, most: int) -> float:
+        """How probable `fewest` to `most` right answers are if every stated confidence is true (answers taken as independent)."""
+        chances = [1.0]  # chances[k]: k right so far
+        for sure, _ in self.answers:
+            chances = [a * (1 - sure) + b * sure for a, b in zip([*chances, 0.0], [0.0, *chances], strict=True)]
+        return math.fsum(chances[fewest : most + 1])
+
+    @property
+    def verdict(self) -> str:
+        """"over" or "under" confident where the confidences, taken at their word, make so few or so many right answers less probable
+        than 5 %; else "unclear": a handful of answers seldom tells."""
+        if self.answers and self.chance_of(0, self.right) < 0.05:
+            return "over"
+        if self.answers and self.chance_of(self.right, self.count) < 0.05:
+            return "under"
+        return "unclear"
+
+    def groups(self) -> list[tuple[str, int, int]]:
+        """(what was said, how many answers, how many of them right), without empty groups."""
+        bounds = (("under 60 %", 0.0, 0.6), ("60 to 79 %", 0.6, 0.8), ("80 to 94 %", 0.8, 0.95), ("95 % and more", 0.95, math.inf))
+        found = []
+        for name, low, high in bounds:
+            inside = [right for sure, right in self.answers if low <= sure < high]
+            if inside:
+                found.append((name, len(inside), sum(inside)))
+        return found
 
 
 def _parse(line: bytes) -> dict | None:
