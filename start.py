@@ -5,6 +5,7 @@
     python3 start.py test          the same set-up, then every test (more arguments go to pytest)
     python3 start.py notebooks     build every notebook and run the instructor copies
     python3 start.py build         build the notebooks from notebooks/source
+    python3 start.py playground    the live views on one page, without code, for a lecture
     python3 start.py bench         benchmarks beside peers (more arguments go to them)
 
 The set-up installs the versions pinned in constraints.txt into .venv, in this folder, and writes down what it did;
@@ -48,7 +49,10 @@ ROOT = Path(__file__).resolve().parent
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 EXTRAS = {"open": {"lab", "gpt2"}, "build": {"lab", "gpt2"}, "notebooks": {"lab", "gpt2"},
-          "test": {"lab", "gpt2", "cluster", "dev"}, "bench": {"lab", "gpt2", "dev"}}
+          "playground": {"lab", "lecture"},
+          "test": {"lab", "gpt2", "cluster", "dev", "lecture"}, "bench": {"lab", "gpt2", "dev"}}
+PLAYGROUND = "lora_lab/assets/playground.ipynb"
+PLAYGROUND_TEMPLATES = "lora_lab/assets/jupyter"
 GB = 1e9  # bytes
 # Measured: the environment takes 1.8 GB with PyTorch's CPU build and 7 GB with CUDA; pip unpacks beside it for a while.
 NEEDED_CPU, NEEDED_CUDA = 2.5 * GB, 9 * GB  # bytes
@@ -81,7 +85,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="start.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", default="open", choices=list(EXTRAS), metavar="COMMAND",
-                        help="open (the default), test, notebooks, build or bench")
+                        help="open (the default), test, notebooks, build, bench or playground")
     parser.add_argument("--port", type=int, help="port of JupyterLab (default: the first free one from 8888)")
     parser.add_argument("--torch-index", metavar="URL", help="take PyTorch's build from this package index")
     parser.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
@@ -560,18 +564,32 @@ def jupyter_command(root, port):
     return command
 
 
+# The page needs widgets and nothing else: other extensions of JupyterLab would be fetched, started, and fail outside of it.
+PLAYGROUND_OPTIONS = ["--VoilaConfiguration.template=lora_lab", "--VoilaConfiguration.extension_allowlist="
+                      "['@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager8']",
+                      # Each page has a kernel of its own, and Voilà's goodbye to it is refused by the server (it lacks the
+                      # token against forged requests): end those without a page, or every reload would keep 0.5 GB.
+                      "--MappingKernelManager.cull_idle_timeout=60", "--MappingKernelManager.cull_interval=15"]
+
+
 def open_lab(root, options, patience=60.0):
-    """Start JupyterLab, say where it is, and stay until Ctrl-C. Returns the exit code."""
+    """Start JupyterLab, say where the lab or the playground is, and stay until Ctrl-C. Returns the exit code."""
     port, token = choose_port(options.port), secrets.token_hex(24)
+    lecture = options.command == "playground"
     place = f"lab/tree/{FIRST_NOTEBOOK}" if (root / FIRST_NOTEBOOK).exists() else "lab"
-    url = f"http://127.0.0.1:{port}/{place}?token={token}"
+    url = f"http://127.0.0.1:{port}/{'voila/render/' + PLAYGROUND if lecture else place}?token={token}"
+    command, environment = jupyter_command(root, port), child_environment() | {"JUPYTER_TOKEN": token}
+    if lecture:
+        command += PLAYGROUND_OPTIONS
+        environment["JUPYTER_PATH"] = os.pathsep.join(
+            filter(None, [str(root / PLAYGROUND_TEMPLATES), os.environ.get("JUPYTER_PATH")]))
     log = root / ".venv" / "jupyter.log"
     # The token goes through the environment, because a command line can be read by every user of the machine.
     # A session of its own keeps Ctrl-C from JupyterLab, which would ask whether we are sure: we tell it to shut down.
     apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if WINDOWS else {"start_new_session": True}
     with log.open("w", encoding="utf-8") as file:
-        server = subprocess.Popen(jupyter_command(root, port), cwd=root, stdin=subprocess.DEVNULL, stdout=file,
-                                  stderr=subprocess.STDOUT, env=child_environment() | {"JUPYTER_TOKEN": token}, **apart)
+        server = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                                  env=environment, **apart)
     try:
         deadline = time.monotonic() + patience
         while not ask_server(port, token, "/api/status"):
@@ -580,7 +598,11 @@ def open_lab(root, options, patience=60.0):
                 raise Stop(f"JupyterLab did not start: {(lines or ['it said nothing'])[-1].strip()[:300]} "
                            f"(All of its output: {log})")
             time.sleep(0.1)
-        say(f"\nLoRA Lab is running. Its address:\n\n    {url}\n\nKeep this window open; Ctrl-C stops the lab.")
+        if lecture:
+            say(f"\nThe playground is running. Its address (in a dark hall, with &theme=dark at its end):\n\n    {url}\n\n"
+                "The page takes some seconds to come. Keep this window open; Ctrl-C stops the playground.")
+        else:
+            say(f"\nLoRA Lab is running. Its address:\n\n    {url}\n\nKeep this window open; Ctrl-C stops the lab.")
         if not options.no_browser and has_display() and not webbrowser.open(url):
             say("No browser could be opened: copy the address into one.")
         code = server.wait()
@@ -588,7 +610,7 @@ def open_lab(root, options, patience=60.0):
             raise Stop(f"JupyterLab ended by itself with exit code {code}. (Its output: {log})")
         return 0  # shut down from its own menu
     except KeyboardInterrupt:
-        say("\nStopping the lab. Your notebooks stay as they were last saved.")
+        say("\nStopping the playground." if lecture else "\nStopping the lab. Your notebooks stay as they were last saved.")
         return 0
     finally:
         stop_server(server, port, token)

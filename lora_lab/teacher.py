@@ -6,6 +6,7 @@ Eckart and Young's theorem, in the norm that the inputs choose.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
@@ -38,15 +39,16 @@ class Teacher:
     ):
         values = torch.tensor([float(s) for s in spectrum], dtype=torch.float64)
         most = min(d_in, d_out)
-        if not 1 <= len(values) <= most or bool((values < 0).any()) or bool((values.diff() > 0).any()):
+        if not 1 <= len(values) <= most or not bool(values.isfinite().all() & (values >= 0).all() & (values.diff() <= 0).all()):
             raise ValueError(
-                f"spectrum needs 1 to {most} numbers, none negative, largest first (a {d_out} x {d_in} matrix has no more singular values); "
+                f"spectrum needs 1 to {most} numbers, finite, none negative, largest first (a {d_out} x {d_in} matrix has no more singular values); "
                 f"found {tuple(spectrum)}"
             )
         if inputs < d_in:
             raise ValueError(f"{inputs} inputs can't have a covariance of full rank in {d_in} dimensions; ask for {d_in} or more")
-        if not condition >= 1:
-            raise ValueError(f"condition is largest over smallest eigenvalue, 1 or more; found {condition}")
+        if not 1 <= condition < math.inf:
+            raise ValueError(f"condition is largest over smallest eigenvalue, finite, 1 or more; found {condition}")
+        self._call = tuple(values.tolist()), d_in, d_out, condition, inputs, seed
         draw = torch.Generator().manual_seed(seed)
         noise = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)  # noqa: E731
         self.d_in, self.d_out, self.seed = d_in, d_out, seed
@@ -61,6 +63,13 @@ class Teacher:
         white = _orthonormal(noise(inputs, d_in)) * inputs**0.5  # whiteᵀ white = inputs · I, exactly: no sampling noise
         self.x = white @ self.root
 
+    def __repr__(self) -> str:
+        """A call that makes the same teacher."""
+        spectrum, d_in, d_out, condition, inputs, seed = self._call
+        if self._call == (GEOMETRIC, 24, 32, 1.0, 64, 0):
+            return "Teacher()"
+        return f"Teacher({spectrum!r}, {d_in}, {d_out}, condition={condition!r}, inputs={inputs}, seed={seed})"
+
     @cached_property
     def spectrum(self) -> Tensor:
         """The singular values of ΔW* C^½, largest first, min(d_out, d_in) of them: what the loss sees of ΔW*."""
@@ -68,13 +77,12 @@ class Teacher:
 
     def floor(self, r: int) -> float:
         """The least loss that any update of rank r can reach: the sum of the σ_i² with i > r, divided by d_out."""
-        if r < 0:
-            raise ValueError(f"a rank is 0 or more; found {r}")
-        return float((self.spectrum[r:] ** 2).flip(0).sum() / self.d_out)  # from the small end, so that small floors keep their digits
+        return float((self.spectrum[_checked_rank(r) :] ** 2).flip(0).sum() / self.d_out)  # from the small end, so that small floors keep their digits
 
     def best(self, r: int) -> Tensor:
         """The update of rank r that reaches the floor, (d_out, d_in): the truncated SVD of ΔW* C^½, taken back through C^-½."""
         U, S, Vh = torch.linalg.svd(self.delta @ self.root, full_matrices=False)
+        r = _checked_rank(r)
         return torch.linalg.solve(self.root, ((U[:, :r] * S[:r]) @ Vh[:r]).T).T
 
     def excess(self, delta: Tensor) -> float:
@@ -97,6 +105,12 @@ class Teacher:
         """Mean squared error on a pair (x, y), for `train(..., loss=teacher.loss)`."""
         x, y = batch
         return F.mse_loss(model(x), y)
+
+
+def _checked_rank(r: int) -> int:
+    if r < 0:
+        raise ValueError(f"a rank is 0 or more; found {r}")
+    return r
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

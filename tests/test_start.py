@@ -261,10 +261,20 @@ def test_second_start_installs_nothing(fake):
     assert fake.calls == [] and fake.made == 1
 
 
+def test_the_playground_adds_what_it_needs_to_what_is_there(fake):
+    fake.set_up()
+    fake.set_up("playground")
+    assert fake.calls[-1][1] == ".[gpt2,lab,lecture]"
+    fake.calls.clear()
+    fake.set_up("playground")
+    fake.set_up()
+    assert fake.calls == []
+
+
 def test_more_extras_are_added_and_fewer_keep_them(fake, tmp_path):
     fake.set_up()
     fake.set_up("test")
-    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,lab]"
+    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,lab,lecture]"
     fake.calls.clear()
     fake.set_up()
     fake.set_up("test")
@@ -272,7 +282,7 @@ def test_more_extras_are_added_and_fewer_keep_them(fake, tmp_path):
     with (tmp_path / "pyproject.toml").open("a") as file:
         file.write("# another version of the lab\n")
     fake.set_up()
-    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,lab]"  # who has tested once will again
+    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,lab,lecture]"  # who has tested once will again
 
 
 @pytest.mark.parametrize("change", ["pyproject.toml", "constraints.txt", "version", "unpinned", "stamp"])
@@ -536,6 +546,40 @@ def test_the_lab_opens_and_stops_cleanly(start, tmp_path, monkeypatch, capsys):
     assert start.is_free(commands[0])
 
 
+def test_the_playground_opens_in_the_same_way_with_its_own_page(start, tmp_path, monkeypatch, capsys):
+    (tmp_path / ".venv").mkdir()
+    opened, started = [], []
+    monkeypatch.setattr(start, "jupyter_command", lambda root, port: [
+        sys.executable, "-c", FAKE_JUPYTER, str(port), str(tmp_path / "said")])
+    monkeypatch.setattr(start, "has_display", lambda: True)
+    monkeypatch.setenv("JUPYTER_PATH", "/elsewhere")
+
+    def browser(url):
+        opened.append(url)
+        raise KeyboardInterrupt
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(start.webbrowser, "open", browser)
+    monkeypatch.setattr(start.subprocess, "Popen", lambda c, **more: started.append((c, more)) or popen(c, **more))
+    assert start.open_lab(tmp_path, start.parse(["playground"])) == 0
+    ((command, more),) = started
+    port = int(command[3])
+    assert opened[0].startswith(f"http://127.0.0.1:{port}/voila/render/{start.PLAYGROUND}?token=")
+    output = capsys.readouterr().out
+    assert opened[0] in output and "Ctrl-C stops the playground" in output and "Stopping the playground." in output
+    assert opened[0][-48:] not in " ".join(command)
+    paths = more["env"]["JUPYTER_PATH"].split(os.pathsep)
+    assert paths == [str(tmp_path / start.PLAYGROUND_TEMPLATES), "/elsewhere"]
+    assert command[-len(start.PLAYGROUND_OPTIONS):] == start.PLAYGROUND_OPTIONS
+    assert (tmp_path / "said").read_text() == "/api/shutdown" and start.is_free(port)
+
+
+def test_the_playground_and_its_template_are_where_start_looks_for_them(start):
+    assert (SCRIPT.parent / start.PLAYGROUND).is_file()
+    (name,) = [option.partition("=")[2] for option in start.PLAYGROUND_OPTIONS if ".template=" in option]
+    assert (SCRIPT.parent / start.PLAYGROUND_TEMPLATES / "voila" / "templates" / name / "index.html.j2").is_file()
+
+
 def test_a_jupyterlab_that_dies_is_explained(start, tmp_path, monkeypatch):
     (tmp_path / ".venv").mkdir()
     monkeypatch.setattr(start, "jupyter_command", lambda root, port: [
@@ -609,6 +653,14 @@ def test_bench_runs_every_script(start, called, tmp_path, capsys):
         (tmp_path / "bench" / name).touch()
     assert start.main(["bench", "--fast"]) == 0
     assert called.record == [[str(tmp_path / "bench" / f"{name}.py"), "--fast"] for name in "ab"]
+
+
+def test_playground_builds_no_notebooks_and_opens(start, called, tmp_path):
+    sources = tmp_path / "notebooks" / "source"
+    sources.mkdir(parents=True)
+    (sources / "00_start_here.py").touch()
+    assert start.main(["playground"]) == 0
+    assert called.record == [["open"]]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")

@@ -8,7 +8,17 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from lora_lab.view import plot_confusion, plot_images, plot_losses, plot_matrices, plot_spread, volume_strip
+from lora_lab.view import (
+    plot_confusion,
+    plot_images,
+    plot_losses,
+    plot_maps,
+    plot_matrices,
+    plot_panels,
+    plot_spread,
+    plot_staircase,
+    volume_strip,
+)
 
 
 def texts(figure):
@@ -38,6 +48,12 @@ def test_names_of_curves_that_end_together_do_not_cover_each_other():
     floors = {name: 0.99 for name in curves}
     assert not overlaps(plot_losses(curves, floors), lambda text: text.startswith("r="))
     assert not overlaps(plot_losses(curves, floors), lambda text: text.startswith("floor"))
+
+
+def test_a_curve_that_another_one_covers_is_still_seen():
+    wide = lambda curves: [line.get_color() for line in plot_losses(curves).axes[0].lines if line.get_linewidth() > 5]  # noqa: E731
+    assert len(wide({"a": [3.0, 2.0, 1.0], "b": [3.0, 2.0, 1.0], "c": [3.0, 2.0, 0.9]})) == 1
+    assert wide({"a": [3.0, 2.0], "b": [3.0, 2.0 + 1e-12]}) == []
 
 
 def test_losses_on_a_logarithmic_axis():
@@ -101,9 +117,84 @@ def test_confusion_writes_every_count_but_zero():
     assert len(figure.axes[0].patches) == 1
 
 
+STAIRS = {f"r = {r}": 4.0**-r for r in range(1, 9)}
+
+
+def drawn_lines(axes):
+    return [line.get_xydata().tolist() for line in axes.lines]
+
+
+def test_a_staircase_shows_floors_and_curves_as_given():
+    curves = {"r = 1": [1.0, 0.5, 0.25], "r = 3": [1.0, 0.1, 4.0**-3]}
+    axes = plot_staircase(STAIRS, curves).axes[0]
+    for name, floor in STAIRS.items():
+        assert [[0, floor], [3, floor]] in drawn_lines(axes), name
+    for curve in curves.values():
+        assert [[n, value] for n, value in enumerate(curve, start=1)] in drawn_lines(axes)  # the loss of step 1 stands at 1
+    assert axes.get_yscale() == "log" and axes.get_ylim()[0] < min(STAIRS.values())
+
+
+def test_floors_alone_leave_room_for_the_steps_to_come():
+    figure = plot_staircase(STAIRS, steps=600)
+    assert figure.axes[0].get_xlim() == (0, 600) and len(figure.axes[0].lines) == 8
+    assert {text.get_text() for text in texts(figure)} >= set(STAIRS)
+    assert not overlaps(figure, lambda text: text.startswith("r ="))
+
+
+def test_stairs_that_are_close_keep_their_names_apart():
+    figure = plot_staircase({"r = 1": 1.0, "r = 2": 0.99, "r = 3": 0.98}, steps=10)
+    assert not overlaps(figure, lambda text: text.startswith("r ="))
+
+
+def test_panels_share_axes_and_a_name_looks_the_same_in_each():
+    seeds = np.array([[1.0, 2.0, 4.0], [3.0, 4.0, 8.0]])
+    figure = plot_panels(
+        {"left": {"a": ([1, 2, 4], seeds), "b": ([1, 2, 4], [1, 1, 1])}, "right": {"b": ([1, 2, 4], [5.0, np.nan, 7.0])}},
+        xlabel="r", line_at=(2, "here"), xticks=[1, 2, 4],
+    )  # fmt: skip
+    left, right = figure.axes
+    assert [[1, 2.0], [2, 3.0], [4, 6.0]] in drawn_lines(left)  # the mean over seeds
+    band = left.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.min() == 1.0 and band.max() == 8.0
+    assert [[1, 5.0], [4, 7.0]] in drawn_lines(right)  # what is not finite is left out
+    look = lambda axes, y: next((li.get_color(), li.get_marker()) for li in axes.lines if list(li.get_ydata())[0] == y)  # noqa: E731
+    assert look(left, 1) == look(right, 5) != look(left, 2)
+    assert left.get_ylim() == right.get_ylim() and [axes.get_title(loc="left") for axes in figure.axes] == ["left", "right"]
+    said = [text.get_text() for text in texts(figure)]
+    assert said.count("here") == 2 and said.count("b") == 2 and said.count("a") == 1
+
+
+def test_names_of_lines_that_end_together_stay_apart_in_panels():
+    lines = {f"line {n}": ([1, 10, 100], [1, 0.5, n / 1e4]) for n in range(4)}
+    figure = plot_panels({"one": lines, "two": lines}, logx=True)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("line")]
+        assert len(boxes) == 4 and not any(a.padded(-2).overlaps(b.padded(-2)) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_maps_have_one_scale_frames_for_the_good_and_crosses_for_the_broken():
+    table = np.array([[1.0, 1.5, 30.0], [2.5, 1e6, np.inf]])
+    figure = plot_maps({"r = 1": table, "r = 2": table * 2}, ["a", "b", "c"], ["low", "high"], good=2.0, top=100.0)
+    first, second = figure.axes[:2]
+    shown = first.images[0].get_array()
+    # by hand: log10 of each, 1 at the light end, `top` and all above it at the dark end
+    assert np.allclose(shown, [[0, np.log10(1.5), np.log10(30)], [np.log10(2.5), 2, 2]])
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 2)
+    assert len(first.patches) == 2 and len(second.patches) == 1  # 1 and 1.5; 2
+    assert [line.get_xydata().tolist() for line in first.lines] == [[[2, 1]]]  # the cross: column c, row high
+    assert [t.get_text() for t in first.get_yticklabels()] == ["low", "high"] and first.images[0].origin == "lower"
+
+
 @pytest.mark.parametrize(
     ("draw", "words"),
     [
+        (lambda: plot_staircase({"r = 1": 0.0}, steps=3), "above 0"),
+        (lambda: plot_staircase({"r = 1": 1.0}, {"r = 2": [1.0]}), "no floor for r = 2"),
+        (lambda: plot_staircase({"r = 1": 1.0}), "steps="),
+        (lambda: plot_panels({"empty": {}}), "at least one line"),
+        (lambda: plot_panels({"p": {"a": ([1, 2], [1, 2, 3])}}), r"2 values of x, but y of shape \(1, 3\)"),
+        (lambda: plot_maps({"m": np.ones((2, 3))}, [1, 2], [1, 2, 3]), "3 rows and 2 columns"),
         (lambda: plot_losses({}), "at least one curve"),
         (lambda: plot_spread({"LoRA": []}), "none for LoRA"),
         (lambda: plot_images([]), "at least one image"),

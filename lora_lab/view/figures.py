@@ -37,10 +37,13 @@ def plot_losses(
     figure = new_figure(width, height)
     axes = figure.subplots()
     starts, ends, colour_of, last = [], [], {}, 0
-    for i, (name, curve) in enumerate(curves.items()):
-        steps, losses = curve if isinstance(curve, tuple) else (range(len(curve)), curve)
+    drawn = {name: curve if isinstance(curve, tuple) else (range(len(curve)), curve) for name, curve in curves.items()}
+    for i, (name, (steps, losses)) in enumerate(drawn.items()):
         colour = colour_of[name] = COLOURS[i % len(COLOURS)]
         axes.plot(steps, losses, color=colour, linestyle=DASHES[i % len(DASHES)], zorder=3)
+        if any(np.array_equal(losses, later) for _, later in list(drawn.values())[i + 1 :]):
+            # A later curve covers this one exactly: a wide band behind shows that both are there.
+            axes.plot(steps, losses, color=colour, alpha=0.4, linewidth=8, solid_capstyle="round", zorder=2.5)
         axes.plot(steps[-1], losses[-1], MARKERS[i % len(MARKERS)], color=colour, zorder=4)
         ends.append((float(losses[-1]), name))
         last = max(last, float(steps[-1]))
@@ -237,6 +240,176 @@ def _diverging():
 
 
 @_styled
+def plot_staircase(
+    floors: Mapping[str, float], curves: Mapping[str, Sequence[float]] | None = None, *,
+    steps: int | None = None, title: str = "", xlabel: str = "step", ylabel: str = "loss", width: float = 7.6, height: float = 4.2,
+):  # fmt: skip
+    """Floors that were known beforehand, and loss curves that land on them; logarithmic loss axis, each name at its own stair.
+
+    floors  name -> the least loss, above 0, from the highest stair to the lowest
+    curves  name -> losses, one per step; None: the floors alone, with room for `steps` steps
+    """
+    if not floors or min(floors.values()) <= 0:
+        raise ValueError(f"plot_staircase needs floors above 0, {{name: loss}}, for its logarithmic axis; found {dict(floors)}")
+    if strangers := [name for name in curves or {} if name not in floors]:
+        raise ValueError(f"plot_staircase has no floor for {', '.join(map(str, strangers))}; there are {', '.join(map(str, floors))}")
+    if not (curves or steps):
+        raise ValueError("plot_staircase without curves needs steps=, the width of the picture")
+    figure = new_figure(width, height)
+    axes = figure.subplots()
+    last = max([steps or 0, *(len(curve) for curve in (curves or {}).values())])
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(floors)}
+    for floor in floors.values():
+        axes.plot([0, last], [floor, floor], color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=2)
+    for name, curve in (curves or {}).items():
+        axes.plot(range(1, len(curve) + 1), curve, color=colours[name], linestyle="-", linewidth=2.2, zorder=4)
+    axes.set_yscale("log")
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, last))
+    axes.set_ylim(min(floors.values()) / 2.5, axes.get_ylim()[1])
+    axes.grid(False)
+    axes.xaxis.set_major_locator(_few_ticks(integer=True))
+    _label_lines(figure, axes, last, [(floor, name) for name, floor in floors.items()], gap=8, ha="left", va="center",
+                 color=INK, annotation_clip=False)  # fmt: skip
+    return figure
+
+
+@_styled
+def plot_panels(
+    panels: Mapping[str, Mapping[str, tuple]], *, title: str = "", xlabel: str = "", ylabel: str = "", columns: int = 2,
+    logx: bool = False, log: bool = False, percent: bool = False, line_at: tuple[float, str] | None = None,
+    xticks: Sequence[float] | None = None, limits: tuple[float, float] | None = None, width: float = 8.2, height: float = 3.1,
+):  # fmt: skip
+    """Panels side by side on the same axes, each with a few lines named at their ends: what changes from panel to panel is the point.
+
+    panels   title of a panel -> {name: (x, y)}; y: one number per x, or (seeds, x): then the line is the mean over seeds, on a band from
+             the lowest to the highest. A name has the same look in every panel. What is not finite is left out
+    line_at  (x, text): a vertical line with words beside it, in every panel
+    limits   of the y axis, for all panels
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError("plot_panels needs panels with at least one line each, {title: {name: (x, y)}}; found an empty one")
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(width, rows * height + (0.4 if title else 0.0))
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    if title:
+        figure.suptitle(title, x=0.008, ha="left", fontweight="bold", fontsize="large", color=INK)
+    every = grid.ravel()
+    for axes in every[len(panels) :]:
+        axes.set_visible(False)
+    ends = {}
+    for axes, (panel, lines) in zip(every, panels.items(), strict=False):
+        axes.set_title(panel, fontsize="medium")
+        ends[axes] = []
+        for name, (x, y) in lines.items():
+            x, y = np.asarray(x, dtype=float), np.atleast_2d(np.asarray(y, dtype=float))
+            if y.shape[1] != len(x):
+                raise ValueError(f"plot_panels: {panel}, {name}: {len(x)} values of x, but y of shape {y.shape}")
+            there = np.isfinite(y).all(0)
+            x, y = x[there], y[:, there]
+            if not len(x):
+                continue
+            i = names.index(name)
+            colour, mean = COLOURS[i % len(COLOURS)], y.mean(0)
+            if len(y) > 1:
+                axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.22, linewidth=0, zorder=2)
+            axes.plot(x, mean, color=colour, linestyle=DASHES[i % len(DASHES)], marker=MARKERS[i % len(MARKERS)], markersize=4.5, zorder=3)
+            ends[axes].append((float(x[-1]), float(mean[-1]), name))
+        if logx:
+            axes.set_xscale("log")
+        if log:
+            axes.set_yscale("log")
+        axes.margins(x=0.03)
+    if limits:
+        every[0].set_ylim(*limits)
+    if xticks is not None:
+        every[0].set_xticks(list(xticks), [f"{tick:g}" for tick in xticks])
+        every[0].minorticks_off()
+    if percent:
+        every[0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    for i, axes in enumerate(every[: len(panels)]):
+        axes.set_xlabel(xlabel if i + columns >= len(panels) else "")
+        axes.set_ylabel(ylabel if i % columns == 0 else "")
+        if line_at is not None:
+            axes.axvline(line_at[0], color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+            axes.annotate(line_at[1], (line_at[0], 0.02), (5, 0), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+                          ha="left", va="bottom", color=MUTED, fontsize="small")  # fmt: skip
+        _label_ends(figure, axes, ends[axes])
+    return figure
+
+
+def _label_ends(figure, axes, ends) -> None:
+    """A name to the right of each line's last point; names of lines that end together are moved apart."""
+    import matplotlib
+
+    low, high = axes.get_ylim()
+    space = matplotlib.rcParams["font.size"] * 1.2  # points, like all that follows
+    placed = []
+    for x, y, name in sorted(ends, key=lambda end: end[1]):
+        inside = min(max(y, low), high)
+        across, up = axes.transData.transform((x, inside)) * 72 / figure.dpi
+        at = up
+        for other_across, other_at in placed:  # from the lowest to the highest
+            if abs(other_across - across) < 5 * space and abs(other_at - at) < space:
+                at = other_at + space
+        placed = sorted([*placed, (across, at)], key=lambda place: place[1])
+        axes.annotate(name, (x, inside), (7, at - up), textcoords="offset points", ha="left", va="center", color=INK,
+                      fontsize="small", annotation_clip=False)  # fmt: skip
+
+
+@_styled
+def plot_maps(
+    maps: Mapping[str, Sequence], columns: Sequence, rows: Sequence, *, title: str = "", xlabel: str = "", ylabel: str = "",
+    scale: str = "", top: float = 100.0, good: float | None = None, width: float = 8.6, height: float = 3.0,
+):  # fmt: skip
+    """Heat maps side by side with one logarithmic scale from 1 (white, the best there is) to `top` and above (dark).
+
+    maps     title -> numbers of 1 and more, (rows, columns), the first row at the bottom; what is not finite gets a cross
+    good     cells up to this value are framed: a region, not only a best cell
+    scale    what the colour says
+    """
+    tables = {name: np.asarray(values, dtype=float) for name, values in maps.items()}
+    if not tables or any(table.shape != (len(rows), len(columns)) for table in tables.values()):
+        found = {name: table.shape for name, table in tables.items()}
+        raise ValueError(f"plot_maps needs tables of {len(rows)} rows and {len(columns)} columns; found {found or 'none'}")
+    figure = new_figure(width, height + (0.4 if title else 0.0))
+    if title:
+        figure.suptitle(title, x=0.008, ha="left", fontweight="bold", fontsize="large", color=INK)
+    grid = figure.subplots(1, len(tables), sharex=True, sharey=True, squeeze=False).ravel()
+    heat = None
+    for axes, (name, table) in zip(grid, tables.items(), strict=True):
+        depth = np.log10(np.clip(np.where(np.isfinite(table), table, top), 1.0, top))
+        heat = axes.imshow(depth, cmap=_sequential(), vmin=0, vmax=math.log10(top), origin="lower", aspect="auto", interpolation="nearest")
+        for row, column in zip(*np.nonzero(~np.isfinite(table)), strict=True):
+            axes.plot(column, row, "x", color="#f7f7f7", markersize=7, markeredgewidth=2)
+        if good is not None:
+            for row, column in zip(*np.nonzero(table <= good), strict=True):
+                axes.add_patch(_square(column, row, "none", 1.0, edge=COLOURS[1]))
+        axes.set_title(name, fontsize="medium")
+        axes.set_xticks(range(len(columns)), [str(c) for c in columns])
+        axes.set_yticks(range(len(rows)), [str(r) for r in rows])
+        axes.tick_params(length=0)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel(xlabel)
+    grid[0].set_ylabel(ylabel)
+    ticks = [10.0**k for k in range(int(math.log10(top)) + 1)]
+    bar = figure.colorbar(heat, ax=list(grid), ticks=np.log10(ticks), fraction=0.035, pad=0.02)
+    bar.ax.set_yticklabels([f"{tick:g}" + ("+" if tick == top else "") for tick in ticks])
+    bar.outline.set(edgecolor=MUTED, linewidth=0.8)
+    bar.set_label(scale, color=INK)
+    bar.ax.grid(False)
+    return figure
+
+
+def _sequential():
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("lora_lab_depth", ["#f7f7f7", "#9db8ff", COLOURS[0], "#062a8c", "#020b26"])
+
+
+@_styled
 def plot_confusion(counts, names: Sequence | None = None, *, title: str = "", cell: float = 0.42):
     """How often each true class (rows) was given each answer (columns), as numbers; mistakes stand out, zeros stay empty.
 
@@ -268,7 +441,8 @@ def plot_confusion(counts, names: Sequence | None = None, *, title: str = "", ce
     return figure
 
 
-def _square(x, y, colour, strength):
+def _square(x, y, colour, strength, edge=PAPER):
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, alpha=strength, edgecolor=PAPER, linewidth=1.5)
+    inset = 0.0 if edge == PAPER else 0.06  # frames of neighbours stay apart
+    return Rectangle((x - 0.5 + inset, y - 0.5 + inset), 1 - 2 * inset, 1 - 2 * inset, facecolor=colour, alpha=strength, edgecolor=edge, linewidth=1.5)

@@ -26,12 +26,25 @@ def headless() -> bool:
 
 
 # ipywidgets writes a label beside a slider and gives the slider itself no name: a screen reader would only say "slider, 1.0".
-# The sliders come onto the page a moment after this script.
+# Sliders come onto the page after this script, some much later, so one observer per page names each soon after it is there.
 NAME_SLIDERS = """<script>
-for (const delay of [0, 300, 1000, 3000, 9000]) setTimeout(() => {
-  for (const handle of document.querySelectorAll(".widget-slider [role=slider]:not([aria-label])"))
-    handle.setAttribute("aria-label", handle.closest(".widget-slider").querySelector("label").textContent);
-}, delay);
+if (!window.loraNames) {
+  let waiting = null;
+  const name = () => {
+    waiting = null;
+    for (const slider of document.querySelectorAll(".widget-slider")) {
+      const text = slider.querySelector("label")?.textContent;
+      const handle = slider.querySelector("[role=slider]:not([aria-label])");
+      const number = slider.querySelector(".widget-readout[contenteditable=true]:not([aria-label])");
+      handle?.setAttribute("aria-label", text);
+      number?.setAttribute("role", "textbox");
+      number?.setAttribute("aria-label", text + ", as a number");
+    }
+  };
+  window.loraNames = new MutationObserver(() => { waiting ??= setTimeout(name, 200); });
+  window.loraNames.observe(document.body, {childList: true, subtree: true});
+  name();
+}
 </script>"""
 
 

@@ -20,7 +20,8 @@ from torch import nn
 from lora_lab import Batches, LoRALinear, count_parameters, digits, evaluate, train
 from lora_lab.course import check, hint, predict, progress, use
 from lora_lab.doctor import diagnose_machine, render_html
-from lora_lab.view import plot_images, plot_losses, show, volume_knob
+from lora_lab.live import digits_problem
+from lora_lab.view import live_training, plot_images, plot_losses, show, volume_knob
 
 torch.set_num_threads(1)  # these matrices are tiny: threads would only wait for each other
 volume_knob()
@@ -97,6 +98,13 @@ show(
     "near ten and falls steeply.",
 )
 print(f"turned digits: {before:.1%} before, {evaluate(layer, [turned.test]):.1%} after")
+
+# %% [markdown]
+# Now by hand. Press **Start**; at the end move $r$ to 1, then 2, 3: every move trains anew from the
+# same numbers, and the old curve stays. Which rank is the first to read eight of ten?
+
+# %%
+live_training(digits_problem("turned"), r=4, speed=300, seed=seed)
 
 # %% [markdown]
 # What did it learn? Each row of $A$ is an image that the layer now looks for, and $B$ says how much

@@ -27,7 +27,7 @@ from lora_lab.course import check, hint, predict, progress, use
 from lora_lab.data import Batches, digits
 from lora_lab.layers import LoRALinear
 from lora_lab.train import evaluate, train
-from lora_lab.view import plot_images, plot_losses, plot_spread, show
+from lora_lab.view import live_training, plot_images, plot_losses, plot_spread, show
 
 if device == "auto":
     device = "cpu"  # for a network this small a GPU only adds waiting
@@ -282,9 +282,13 @@ guess_forget.reveal(
 )
 
 # %% [markdown]
-# LoRA does not promise that nothing is forgotten; it gives forgetting a switch. (The learning rates were chosen for the
-# new digits alone.)
-#
+# LoRA does not promise that nothing is forgotten; it gives forgetting a switch, and a volume. Press **Start**. At the
+# end halve alpha, then halve it again: where would you stop? (`alpha sets` says *volume*: nothing is trained anew.)
+
+# %%
+live_training("digits", r=4, alpha=8, speed=300, seed=seed)
+
+# %% [markdown]
 # ## 6 · Did the base help at all?
 #
 # A comparison needs a control. Take the pretraining away and see what is left.
