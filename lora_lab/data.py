@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .files import shipped
+
 
 @dataclass(frozen=True)
 class Split:
@@ -62,6 +64,24 @@ def _rotated(images, degrees: float):
     from scipy.ndimage import rotate  # comes with scikit-learn
 
     return rotate(images, degrees, axes=(2, 1), reshape=False, order=1, mode="grid-constant")
+
+
+@dataclass(frozen=True)
+class Stories:
+    """Texts to adapt a language model to, to test it on, and others to see what it forgets; one paragraph a line."""
+
+    train: str
+    test: str
+    ordinary: str
+
+
+def sherlock_holmes() -> Stories:
+    """Three stories of Arthur Conan Doyle to learn from, the beginning of a fourth to test on, 26 kB of another author as `ordinary`.
+
+    The pocket model has read neither Doyle nor that other book (data/sherlock-holmes/README.md). `<|endoftext|>` stands between stories.
+    """
+    folder = shipped("sherlock-holmes")
+    return Stories(*((folder / f"{name}.txt").read_text(encoding="utf-8") for name in ("train", "test", "ordinary")))
 
 
 class Batches:

@@ -45,6 +45,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink()
 
 
+def shipped(name: str) -> Path:
+    """The folder of data/ called `name`: beside the package in a checkout, inside it once installed."""
+    inside = Path(__file__).parent / "shipped" / name
+    return inside if inside.is_dir() else Path(__file__).resolve().parents[1] / "data" / name
+
+
 def cache_folder() -> Path:
     """Where downloads are kept: LORA_LAB_CACHE, else the system's cache folder."""
     if os.environ.get("LORA_LAB_CACHE"):
