@@ -1,7 +1,10 @@
 """A real JupyterLab and a real browser, used as a student uses them: menus, keys, and what the page shows."""
 
+import base64
 import contextlib
+import io
 import json
+import math
 import os
 import re
 import secrets
@@ -29,6 +32,14 @@ def find_chromium() -> str | None:
     """Path of a Chromium: LORA_LAB_CHROMIUM, or where distributions put it. None if there is none."""
     wanted = os.environ.get("LORA_LAB_CHROMIUM")
     return next(filter(None, map(shutil.which, [wanted] if wanted else CHROMIUM)), None)
+
+
+def notebook(name: str, **cells: str):
+    """A notebook of code cells, id -> source, ready for `Student`: what tests write that need no lab. Underscores become dashes in ids."""
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    metadata = {"lora_lab": {"lab": name}, "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return new_notebook(metadata=metadata, cells=[new_code_cell(source, id=key.replace("_", "-")) for key, source in cells.items()])
 
 
 def wait_for(found, what: str, patience: float = PATIENCE):
@@ -87,11 +98,19 @@ class Server:
         except (OSError, ValueError):  # not written yet, or half
             return False
 
-    def ask(self, path: str, method: str = "GET") -> bool:
+    def setting(self, plugin: str, **values) -> None:
+        """Settings of a JupyterLab plugin, for pages that are opened from now on; without values, its defaults."""
+        extension, _, name = plugin.partition(":")
+        path = self.folder / "settings" / extension / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+
+    def ask(self, path: str, method: str = "GET"):
+        """What the server's interface answers: parsed, or True where it says nothing."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method)
         request.add_header("Authorization", f"token {TOKEN}")
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5):
-            return True
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
+            return json.loads(answer.read() or "true")
 
     def __exit__(self, *error):
         if self.port is not None:
@@ -113,17 +132,18 @@ class Server:
 class Student:
     """Somebody before a notebook in JupyterLab. Cells are named by their ids in the file."""
 
-    def __init__(self, browser, server: Server, built, shots: Path):
-        """built: the notebook; shots: folder for pictures of the page."""
-        self.built, self.file = built, server.work / f"{built.metadata.lora_lab.lab}.ipynb"
+    def __init__(self, browser, server: Server, built, shots: Path, **page):
+        """built: the notebook; shots: folder for pictures of the page; page: other options of it, such as its viewport."""
+        self.built, self.server, self.file = built, server, server.work / f"{built.metadata.lora_lab.lab}.ipynb"
         self.file.write_text(notebook_text(built), encoding="utf-8")
         self.ids = [cell.id for cell in built.cells]
         self.shots, self.complaints = shots, []
-        self.page = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | page)
         self.page.set_default_timeout(1000 * PATIENCE)
         self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.address = server.address(self.file.name)
+        self.log_began = server.log.stat().st_size
 
     def __enter__(self):
         try:
@@ -139,6 +159,42 @@ class Student:
         if error is not None:
             error.add_note(f"The page as it was: {self.shot('failed')}")
         self.page.close()
+        for session in self._sessions():  # a kernel whose page is closed would go on training beside the next test
+            with contextlib.suppress(OSError):
+                self.server.ask(f"/api/sessions/{session['id']}", "DELETE")
+
+    def _sessions(self) -> list[dict]:
+        return [session for session in self.server.ask("/api/sessions") if session["path"] == self.file.name]
+
+    def kernel_log(self) -> str:
+        """What server and kernels wrote since this notebook was opened: unhandled exceptions of tasks and callbacks end there."""
+        return self.server.log.read_bytes()[self.log_began :].decode("utf-8", "replace")
+
+    def interrupt(self) -> None:
+        """What the button with the square does."""
+        self.server.ask(f"/api/kernels/{self._sessions()[0]['kernel']['id']}/interrupt", "POST")
+
+    def asks(self, expression: str, patience: float = PATIENCE):
+        """The value of a Python expression in the notebook's kernel, as plain data: what a cell would see, without the page."""
+        from jupyter_client import BlockingKernelClient
+
+        identity = self._sessions()[0]["kernel"]["id"]
+        client = BlockingKernelClient(connection_file=str(self.server.folder / "runtime" / f"kernel-{identity}.json"))
+        client.load_connection_file()
+        client.start_channels()
+
+        def answer():  # None: a cell has just failed, and the kernel sends away what was queued behind it
+            sent = client.execute("", user_expressions={"value": expression}, store_history=False, reply=True, timeout=patience)
+            return sent["content"] if sent["content"]["status"] != "aborted" else None
+
+        try:
+            found = wait_for(answer, "the kernel to take requests again")
+        finally:
+            client.stop_channels()
+        value = found["user_expressions"]["value"]
+        if value["status"] == "error":
+            raise RuntimeError(f"{expression}: {value['ename']}: {value['evalue']}")
+        return eval(value["data"]["text/plain"], {"__builtins__": {}, "inf": math.inf, "nan": math.nan})  # a repr of plain data
 
     def shot(self, name: str) -> Path:
         """Save what the window shows; returns the path."""
@@ -205,3 +261,130 @@ class Student:
                 return json.loads(self.file.read_text(encoding="utf-8"))["cells"]
 
         return [output for cell in wait_for(outputs, "the saved notebook") for output in cell.get("outputs", ())]
+
+
+# From the key to the frame in which something changed. A frame is what requestAnimationFrame announces; a message sent from there is
+# handled after it was painted. `shows` says what counts: a script's text that makes a value of the area (null: not yet), so that a frame
+# of a running training is not taken for an answer to the key.
+WATCH = """
+(area, shows) => {
+  const value = new Function("area", shows);
+  let pressed = null, before = null;
+  document.addEventListener("keydown", event => { pressed = event.timeStamp; before = value(area); }, {capture: true, once: true});
+  window.keyToPixels = new Promise(resolve => {
+    const observer = new MutationObserver(() => {
+      const now = value(area);
+      if (pressed === null || now === null || now === before) return;
+      observer.disconnect();
+      requestAnimationFrame(() => {
+        const painted = new MessageChannel();
+        painted.port1.onmessage = () =>
+          resolve({milliseconds: performance.now() - pressed, pressed: (performance.timeOrigin + pressed) / 1000});
+        painted.port2.postMessage(0);
+      });
+    });
+    observer.observe(area, {subtree: true, childList: true, characterData: true, attributes: true});
+  });
+}
+"""
+
+
+def key_to_pixels(student: Student, area, key: str, shows: str, patience: float = 10) -> dict:
+    """Press a key; wait until what `shows` says of the area has changed and been painted.
+
+    shows  a JavaScript function's body that returns a value of `area`, such as "return area.querySelector('img').src"
+    Returns {"milliseconds": from the key's own time stamp to the painted frame, "pressed": that time stamp in seconds since 1970}.
+    Raises TimeoutError.
+    """
+    area.evaluate(WATCH, shows)
+    student.page.keyboard.press(key)
+    found = student.page.evaluate(
+        "patience => Promise.race([window.keyToPixels, new Promise(resolve => setTimeout(resolve, patience, null))])", 1000 * patience
+    )
+    if found is None:
+        raise TimeoutError(f"{key} changed nothing within {patience:g} s of what `{shows}` looks at")
+    return found
+
+
+@contextlib.contextmanager
+def screencast(page):
+    """Every frame that the browser's compositor puts out, as (seconds since 1970, PNG bytes): the list that `with` gives is filled meanwhile."""
+    frames, session = [], page.context.new_cdp_session(page)
+
+    def keep(frame):
+        frames.append((frame["metadata"]["timestamp"], base64.b64decode(frame["data"])))
+        session.send("Page.screencastFrameAck", {"sessionId": frame["sessionId"]})
+
+    session.on("Page.screencastFrame", keep)
+    session.send("Page.startScreencast", {"format": "png", "everyNthFrame": 1})
+    try:
+        yield frames
+    finally:
+        session.send("Page.stopScreencast")
+        session.detach()
+
+
+def frame_of_change(frames: list, box: dict, width: int, pressed: float, least: float = 8.0) -> float | None:
+    """Milliseconds from `pressed` to the first frame of a screencast whose pixels in `box` differ from those before; None: no such frame.
+
+    width  of the page in CSS pixels, which `box` (x, y, width, height) is in
+    least  grey levels of 255 by which one pixel has to differ
+    """
+    import numpy as np
+    from PIL import Image
+
+    def inside(picture):
+        image = Image.open(io.BytesIO(picture)).convert("L")
+        corners = [box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"]]
+        return np.asarray(image.crop([round(at * image.width / width) for at in corners]), dtype=float)
+
+    before = inside([picture for seconds, picture in frames if seconds < pressed][-1])
+    for seconds, picture in frames:
+        if seconds >= pressed and np.abs(inside(picture) - before).max() >= least:
+            return 1000 * (seconds - pressed)
+
+
+# Every text that can be seen in an area, with its contrast against what lies behind it (WCAG 2: 1 to 21).
+CONTRAST = """
+area => {
+  const parse = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3])).concat(1);
+  const light = c => { const f = c.slice(0, 3).map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+                       return 0.2126 * f[0] + 0.7152 * f[1] + 0.0722 * f[2]; };
+  const behind = element => {
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour[3] > 0) layers.push(colour);
+      if (colour[3] === 1) break;
+    }
+    return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]);
+  };
+  const found = [], walker = document.createTreeWalker(area, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode()); ) {
+    const element = node.parentElement, text = node.textContent.trim(), box = element.getBoundingClientRect();
+    if (!text || ["STYLE", "SCRIPT"].includes(element.tagName) || box.width < 2 || box.height < 2 || !element.checkVisibility()) continue;
+    const look = getComputedStyle(element), paper = behind(element);
+    const ink = over(parse(element.namespaceURI.endsWith("svg") ? look.fill : look.color), paper);
+    const [high, low] = [light(ink), light(paper)].sort((a, b) => b - a);
+    found.push([text, (high + 0.05) / (low + 0.05)]);
+  }
+  return found;
+}
+"""
+
+
+def contrasts(area) -> list[tuple[str, float]]:
+    """(text, contrast ratio) of all that can be read in `area`."""
+    return [(text, ratio) for text, ratio in area.evaluate(CONTRAST)]
+
+
+def focused_name(page) -> tuple[str, str]:
+    """(role, name) of what has the focus, as the browser tells a screen reader."""
+    session = page.context.new_cdp_session(page)
+    try:
+        found = session.send("Runtime.evaluate", {"expression": "document.activeElement"})
+        [node] = session.send("Accessibility.getPartialAXTree", {"objectId": found["result"]["objectId"], "fetchRelatives": False})["nodes"]
+    finally:
+        session.detach()
+    return node.get("role", {}).get("value", ""), node.get("name", {}).get("value", "")
