@@ -45,6 +45,11 @@ class AdapterNotFound(AdapterError, FileNotFoundError):
     """There is no adapter at this path."""
 
 
+def file_metadata(config: dict, fused: dict) -> dict[str, str]:
+    """What the tensors file's header says beside names and shapes; the sha256 is filled in last."""
+    return {"format": "pt", RECORD: json.dumps({"version": 1, "config": config, "fused": fused}), DIGEST: "0" * 64}
+
+
 def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: dict, fused: dict) -> int:
     """Write both files so that a kill at any moment leaves the old pair or the new one; returns the bytes of the tensors file.
 
@@ -52,8 +57,7 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: dict, fus
     """
     from safetensors.torch import save
 
-    record = {"version": 1, "config": config, "fused": fused}
-    data = save(tensors, {"format": "pt", RECORD: json.dumps(record), DIGEST: "0" * 64})
+    data = save(tensors, file_metadata(config, fused))
     at = _digest_place(data)
     data = data[:at] + hashlib.sha256(data).hexdigest().encode() + data[at + 64 :]
 

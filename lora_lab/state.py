@@ -34,12 +34,14 @@ from .adapter_files import (
     UNSET,
     AdapterError,
     Content,
+    file_metadata,
     read_adapter,
     refuse_foreign,
     refuse_unusable,
     some,
     write_adapter,
 )
+from .counting import safetensors_bytes
 from .layers import LoRAFusedLinear, LoRALayer, is_conv1d, layer_class
 
 PREFIX = "base_model.model."
@@ -112,16 +114,29 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike, base_model_name: s
     tensors = {k: t.cpu().contiguous().clone() for k, t in lora_state_dict(model).items()}
     refuse_unusable(tensors, "this adapter can't be saved, and what was saved before is left as it is")
     config, notes = _config(model, base_model_name)
-    fused = {
-        name: {"slices": layer.slices, "of": layer.of, "r": layer.r, "alpha": layer.alpha}
-        for name, layer in _adapted(model).items()
-        if isinstance(layer, LoRAFusedLinear)
-    }
-    size = write_adapter(folder, tensors, config, fused)
+    size = write_adapter(folder, tensors, config, _fused(model))
     for note in notes:
         warnings.warn(note, stacklevel=2)
     trained = sum(p.numel() for p in _trains(model)["parameters"])
     return SavedAdapter(folder, len(tensors), sum(t.numel() for t in tensors.values()), trained, size, tuple(notes))
+
+
+def adapter_bytes(model: nn.Module, base_model_name: str | None = None) -> int:
+    """The exact size of the tensors file that `save_adapter` would write for this adapter, in bytes; also on the meta device.
+
+    Header and numbers; the config beside it is a copy of what the header holds. Raises AdapterError if the model carries no LoRA layer.
+    """
+    model = _uncompiled(model)
+    tensors = {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in lora_state_dict(model).items()}
+    return safetensors_bytes(tensors, file_metadata(_config(model, base_model_name)[0], _fused(model)))
+
+
+def _fused(model: nn.Module) -> dict[str, dict]:
+    return {
+        name: {"slices": layer.slices, "of": layer.of, "r": layer.r, "alpha": layer.alpha}
+        for name, layer in _adapted(model).items()
+        if isinstance(layer, LoRAFusedLinear)
+    }
 
 
 def load_adapter(
