@@ -125,6 +125,86 @@ def run(
 
 
 @app.command()
+def pretrain(
+    folder: Annotated[Path, typer.Argument(help="A folder of .txt or .txt.xz files; lines of <|endoftext|> separate documents in a file.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the model; it appears when it is whole.")],
+    tokens: Annotated[float | None, typer.Option(help="Budget in tokens, e.g. 30e6. Default: once through the text.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget in minutes of training, instead.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for tokens, log and checkpoints. Default: OUT-work.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share each step; better than threads where others use the same cores.")] = 1,
+    megabytes: Annotated[float, typer.Option(help="Use the first so many megabytes (10^6 bytes) of text; 0: all.")] = 0.0,
+    hold_out: Annotated[int, typer.Option(help="Keep one document in so many for measuring.")] = 20,
+    vocab: Annotated[int, typer.Option(help="Tokens of the byte-level BPE.")] = 4096,
+    layers: Annotated[int, typer.Option()] = 6,
+    width: Annotated[int, typer.Option()] = 256,
+    heads: Annotated[int, typer.Option()] = 4,
+    context: Annotated[int, typer.Option(help="Tokens that the model can see.")] = 256,
+    rows: Annotated[int, typer.Option(help="Windows of running text in a step.")] = 9,
+    drills: Annotated[int, typer.Option(help="Rows of drills in copying in a step.")] = 3,
+    lr: Annotated[float, typer.Option(help="Muon's learning rate.")] = 4e-3,
+    seed: Annotated[int, typer.Option()] = 0,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    export_only: Annotated[bool, typer.Option("--export-only", help="Don't train: export the last checkpoint as it is.")] = False,
+) -> None:
+    """Train a small GPT-2 on a folder of text, as the pocket model was; the same call goes on where a killed one stopped."""
+    from lora_lab.pretrain import Recipe
+    from lora_lab.pretrain import pretrain as train
+
+    try:
+        recipe = Recipe(
+            vocab=vocab, layers=layers, width=width, heads=heads, context=context, rows=rows, drills=drills, lr=lr, hold_out=hold_out,
+            megabytes=megabytes, seed=seed,
+        )  # fmt: skip
+        budget = {"tokens": tokens, "minutes": minutes}
+        train(folder, out, recipe, work=work, workers=workers, every=every, train=not export_only, say=typer.echo, **budget)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        raise _fail(str(error)) from None
+    except KeyboardInterrupt:
+        raise _fail("stopped; the same command goes on from the last checkpoint") from None
+
+
+@app.command()
+def count(
+    what: Annotated[str, typer.Argument(help="A preset (gpt2-medium, llama-7b, ...) or a folder with config.json.")],
+    r: Annotated[int, typer.Option("--r", help="Rank of the adapters.")] = 8,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="Module name or its end, c_attn:q,v for slices; again for more. Default: all-linear.")
+    ] = None,
+    save: Annotated[list[str] | None, typer.Option("--save", help="Module that trains in full, a head; again for more.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="name=value, e.g. layers=4, labels=2; again for more.")] = None,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16: of weights and activations.")] = "fp32",
+    quantize: Annotated[str | None, typer.Option(help="int8, nf4 or nf4-double for the frozen linear layers.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences a step.")] = 8,
+    context: Annotated[int | None, typer.Option(help="Tokens a sequence; default: 512, or what the model can.")] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd, momentum, adam or adam8bit.")] = "adam",
+    attention: Annotated[str, typer.Option(help="flash or math: whether scores are stored.")] = "flash",
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Blocks are computed again in the backward pass.")] = False,
+    gpu: Annotated[str | None, typer.Option(help="T4, L4, A10, L40S, A100-40, A100-80, H100, H200: what fits.")] = None,
+    tasks: Annotated[int, typer.Option(help="Tasks to keep on disk.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Count a model and its adapters: parameters, files, memory of a training step, FLOPs. Offline, from shapes alone."""
+    import json
+
+    from lora_lab.count_table import count as counted
+    from lora_lab.count_table import render
+
+    pairs = [text.partition("=") for text in change or []]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise _fail(f"--set {wrong[0]}: write name=value")
+    try:
+        table = counted(
+            what, r, target or "all-linear", modules_to_save=save or (), numbers={name: _value(text) for name, _, text in pairs},
+            dtype=dtype, quantize=quantize, batch=batch, context=context, optimizer=optimizer, attention=attention,
+            checkpointing=checkpointing, gpu=gpu, tasks=tasks,
+        )  # fmt: skip
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise _fail(str(error)) from None
+    typer.echo(json.dumps(table, indent=1) if as_json else render(table))
+
+
+@app.command()
 def doctor() -> None:
     """Examine this machine; each failing line says what to do."""
     from lora_lab.doctor import diagnose_machine, render

@@ -489,9 +489,12 @@ def _refuse_half(model: nn.Module, targets: dict[str, nn.Module]) -> None:
 
 def _refuse_tied(model: nn.Module, targets: dict[str, nn.Module], allowed: bool) -> None:
     both = {id(module) for module in targets.values()}
+    owners: dict[int, list] = {}  # looked up once: large models have thousands of modules
+    for other_name, other in model.named_modules():
+        owners.setdefault(id(getattr(other, "weight", None)), []).append((other_name, other))
     for name, module in targets.items():
-        for other_name, other in model.named_modules():
-            if other is module or getattr(other, "weight", None) is not module.weight:
+        for other_name, other in owners.get(id(module.weight), ()):
+            if other is module:
                 continue
             if id(other) in both:
                 raise ValueError(
