@@ -144,7 +144,7 @@ def waves(context: int, width: int, height: float = 0.13) -> Tensor:
     """(context, width): sines and cosines of the position, of wavelengths from 2 pi to 2 `context`; where the embedding of positions starts.
 
     It is trained like GPT-2's, but from noise each position has to be learned by itself, and with it "the token before", without which
-    nothing is copied: 1,500 steps from noise and 125 more of repeats copied nothing at all; with waves put in their place, 125 steps began to.
+    nothing is copied: 1,000 steps from noise and 125 more of repeats copied nothing; with waves put in their place (at step 1,500), 125 began to.
     """
     frequencies = torch.logspace(0, math.log10(math.pi / context), (width + 1) // 2)
     angles = torch.arange(context)[:, None] * frequencies

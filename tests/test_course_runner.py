@@ -2,6 +2,7 @@
 
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -25,7 +26,39 @@ def ask(student, x=None, seconds=5.0, **options):
     return run_script(s, student, seconds)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_the_first_run_imports_is_there():
+    """So that tests that measure time measure the limit alone."""
+    ask(lambda x: x)
+
+
 # ------------------------------------------------------------ time
+
+
+def test_the_first_optimizer_of_a_process_costs_the_student_no_time():
+    """What torch imports for it is there before the clock starts: a fresh process, and the student's own step imports nothing."""
+    code = """
+import sys
+import numpy as np, torch
+from lora_lab.course.runner import run_script
+from lora_lab.course.script import Script
+
+def student(x):
+    before = set(sys.modules)
+    B = torch.zeros(2, requires_grad=True)
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+        optimizer = kind([B], lr=0.1)
+        (B * x).sum().backward()
+        optimizer.step()
+    return len([name for name in set(sys.modules) - before if name.startswith("torch")])
+
+s = Script()
+s.send("new", s.call(s.input("x", np.ones(2))))
+answers = run_script(s, student, 60.0)
+print(answers["new"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "0", done.stdout + done.stderr
 
 
 def plain_loop(x):

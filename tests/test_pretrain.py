@@ -158,6 +158,7 @@ def test_a_batch_follows_from_seed_and_step_alone(corpus):
     assert not torch.equal(one(0)[0], Batches(corpus, replace(TINY, seed=1))(0)[0])
     x, y = one(0)
     assert x.shape == y.shape == (3, TINY.context)
+    assert len({tuple(one(step)[0][-1].tolist()) for step in range(6)}) == 6  # every step has drills of its own
 
 
 @pytest.fixture
@@ -423,7 +424,8 @@ def test_workers_share_a_step(straight, books, tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_workers_end_with_the_one_that_started_them(books, tmp_path):
     """Else they would go on writing where the next call begins again."""
-    code = "import sys; from lora_lab.__main__ import main; sys.argv[0] = 'lora-lab'; main()"
+    # As under nohup, or behind an & in a script: the SIGINT with which torch ends its processes is ignored.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); from lora_lab.__main__ import main; sys.argv[0] = 'lora-lab'; main()"
     sizes = ["--vocab", "300", "--layers", "1", "--width", "16", "--heads", "2", "--context", "64", "--rows", "2", "--drills", "1", "--hold-out", "4"]
     command = [sys.executable, "-c", code, "pretrain", str(books), str(tmp_path / "model"), "--workers", "2", "--tokens", "1e8", "--every", "1", *sizes]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -507,11 +509,30 @@ def test_an_export_that_fails_leaves_what_was_there(straight, books, tmp_path, m
     assert sorted(p.name for p in straight.out.parent.iterdir()) == ["model", "model-work"]
 
 
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("old")
+    (tmp_path / "new.part").mkdir()
+    replace_, calls = os.replace, []
+
+    def fails_for_the_new_one(source, target):
+        calls.append(Path(source).name)
+        if Path(source).name == "new.part":
+            raise PermissionError("in use")
+        replace_(source, target)
+
+    monkeypatch.setattr(model_card.os, "replace", fails_for_the_new_one)
+    with pytest.raises(PermissionError):
+        model_card._put_in_place(tmp_path / "new.part", tmp_path / "model")
+    assert (tmp_path / "model" / "config.json").read_text() == "old" and "new.part" in calls
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "new.part"]
+
+
 def test_weights_too_large_for_fp16_are_not_exported(model, corpus, tmp_path):
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.weight[0, 0] = 1e5
     with pytest.raises(RuntimeError, match="fp16"):
-        model_card.export(model, corpus.tokenizer, TINY, {}, tmp_path / "out", lambda m: float(m.transformer.h[0].mlp.c_fc.weight.sum()))
+        model_card.export(model, corpus.tokenizer, TINY, {}, tmp_path / "out", lambda m: m.transformer.h[0].mlp.c_fc.weight.sum().item())
     assert list(tmp_path.iterdir()) == []
 
 

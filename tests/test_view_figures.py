@@ -146,6 +146,46 @@ def test_stairs_that_are_close_keep_their_names_apart():
     assert not overlaps(figure, lambda text: text.startswith("r ="))
 
 
+def test_stairs_have_colours_of_their_own_that_are_readable_on_both_papers():
+    from test_view_style import JUPYTERLAB_DARK, WHITE, contrast
+
+    axes = plot_staircase(STAIRS, {name: [1.0, floor] for name, floor in STAIRS.items()}).axes[0]
+    colours = [line.get_color() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() > 2]
+    ends = [line.get_color() for line in axes.lines if len(line.get_xdata()) == 1]
+    assert len(set(colours)) == 8 and ends == colours
+    # 3:1 is what WCAG 2.2 asks of graphics
+    assert min(contrast(colour, paper) for colour in colours for paper in (WHITE, JUPYTERLAB_DARK)) >= 3
+
+
+def crossed_by_a_line(figure, names):
+    """Names whose box is touched by a line of the same axes (the small marker beside a name is none)."""
+    figure.draw_without_rendering()
+    found = []
+    for axes in figure.axes:
+        for text in (text for text in axes.texts if text.get_text() in names):
+            box = text.get_window_extent()
+            for line in (line for line in axes.lines if len(line.get_xdata()) > 1):
+                path = axes.transData.transform_path(line.get_path())
+                found += [text.get_text()] if path.intersects_bbox(box, filled=False) else []
+    return found
+
+
+def test_no_line_strikes_through_a_name_in_panels():
+    x = [1, 10, 100, 1000]
+    falling = {"r = 8": (x, [1.0, 0.2, 0.03, 9.0]), "r = 32": (x, [1.0, 0.7, 0.08, 0.01]), "r = 128": (x, [1.0, 0.95, 0.6, 0.0])}
+    figure = plot_panels({"one": falling, "two": dict(reversed(falling.items()))}, logx=True, limits=(0, 1.3))
+    assert crossed_by_a_line(figure, falling) == []
+    assert not overlaps(figure.axes[0].figure, lambda text: text == "r = 8")  # one in each panel
+    left = {text.get_text(): text for text in figure.axes[0].texts}
+    assert set(left) == set(falling)
+    for name, text in left.items():  # beside each name stands its line's marker, in its colour, inside the axes from below
+        marker = min((line for line in figure.axes[0].lines if len(line.get_xdata()) == 1),
+                     key=lambda line, text=text: abs(line.get_ydata()[0] - text.xy[1]) + abs(line.get_xdata()[0] - text.xy[0]))  # fmt: skip
+        curve = next(line for line in figure.axes[0].lines if list(line.get_ydata()) == falling[name][1])
+        assert (marker.get_color(), marker.get_marker()) == (curve.get_color(), curve.get_marker())
+        assert text.get_window_extent().y0 >= figure.axes[0].bbox.y0
+
+
 def test_panels_share_axes_and_a_name_looks_the_same_in_each():
     seeds = np.array([[1.0, 2.0, 4.0], [3.0, 4.0, 8.0]])
     figure = plot_panels(
@@ -183,6 +223,9 @@ def test_maps_have_one_scale_frames_for_the_good_and_crosses_for_the_broken():
     assert first.images[0].get_clim() == second.images[0].get_clim() == (0, 2)
     assert len(first.patches) == 2 and len(second.patches) == 1  # 1 and 1.5; 2
     assert [line.get_xydata().tolist() for line in first.lines] == [[[2, 1]]]  # the cross: column c, row high
+    worst = first.images[0].get_cmap()(1.0)[:3]
+    assert np.abs(np.array(worst) - 0x11 / 255).max() > 0.4  # far from JupyterLab's dark paper, #111111
+    assert first.spines["top"].get_visible()  # and the best, nearly white, has an edge on light paper
     assert [t.get_text() for t in first.get_yticklabels()] == ["low", "high"] and first.images[0].origin == "lower"
 
 

@@ -258,11 +258,12 @@ def plot_staircase(
     figure = new_figure(width, height)
     axes = figure.subplots()
     last = max([steps or 0, *(len(curve) for curve in (curves or {}).values())])
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(floors)}
+    colours = dict(zip(floors, _ramp(len(floors)), strict=True))
     for floor in floors.values():
         axes.plot([0, last], [floor, floor], color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=2)
     for name, curve in (curves or {}).items():
         axes.plot(range(1, len(curve) + 1), curve, color=colours[name], linestyle="-", linewidth=2.2, zorder=4)
+        axes.plot(len(curve), curve[-1], "o", color=colours[name], markersize=7, clip_on=False, zorder=5)
     axes.set_yscale("log")
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, last))
     axes.set_ylim(min(floors.values()) / 2.5, axes.get_ylim()[1])
@@ -273,13 +274,21 @@ def plot_staircase(
     return figure
 
 
+def _ramp(count: int) -> list[str]:
+    """Colours in an order, each readable on light and dark paper: from rust over magenta and blue to teal."""
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    ramp = LinearSegmentedColormap.from_list("lora_lab_order", [COLOURS[1], COLOURS[3], COLOURS[0], COLOURS[2]])
+    return [to_hex(ramp(i / max(count - 1, 1))) for i in range(count)]
+
+
 @_styled
 def plot_panels(
     panels: Mapping[str, Mapping[str, tuple]], *, title: str = "", xlabel: str = "", ylabel: str = "", columns: int = 2,
     logx: bool = False, log: bool = False, percent: bool = False, line_at: tuple[float, str] | None = None,
     xticks: Sequence[float] | None = None, limits: tuple[float, float] | None = None, width: float = 8.2, height: float = 3.1,
 ):  # fmt: skip
-    """Panels side by side on the same axes, each with a few lines named at their ends: what changes from panel to panel is the point.
+    """Panels side by side on the same axes, each with a few lines that carry their names: what changes from panel to panel is the point.
 
     panels   title of a panel -> {name: (x, y)}; y: one number per x, or (seeds, x): then the line is the mean over seeds, on a band from
              the lowest to the highest. A name has the same look in every panel. What is not finite is left out
@@ -315,7 +324,7 @@ def plot_panels(
             if len(y) > 1:
                 axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.22, linewidth=0, zorder=2)
             axes.plot(x, mean, color=colour, linestyle=DASHES[i % len(DASHES)], marker=MARKERS[i % len(MARKERS)], markersize=4.5, zorder=3)
-            ends[axes].append((float(x[-1]), float(mean[-1]), name))
+            ends[axes].append((x, mean, name))
         if logx:
             axes.set_xscale("log")
         if log:
@@ -335,27 +344,64 @@ def plot_panels(
             axes.axvline(line_at[0], color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
             axes.annotate(line_at[1], (line_at[0], 0.02), (5, 0), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
                           ha="left", va="bottom", color=MUTED, fontsize="small")  # fmt: skip
-        _label_ends(figure, axes, ends[axes])
+    for axes in ends:
+        for x, y, name in ends[axes]:  # only to take part in the layout: the names may need room to the right
+            height = min(max(y[-1], axes.get_ylim()[0]), axes.get_ylim()[1])
+            axes.annotate(name, (x[-1], height), (7, 0), textcoords="offset points", fontsize="small", annotation_clip=False)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes, lines in ends.items():
+        for text in [text for text in axes.texts if text.get_text() in names]:
+            text.remove()
+        _name_lines(figure, axes, lines, names)
     return figure
 
 
-def _label_ends(figure, axes, ends) -> None:
-    """A name to the right of each line's last point; names of lines that end together are moved apart."""
+def _name_lines(figure, axes, lines, names) -> None:
+    """A name at each line, (x, y, name), where no other line or name is near: at the end if there is room, else further back."""
     import matplotlib
 
-    low, high = axes.get_ylim()
-    space = matplotlib.rcParams["font.size"] * 1.2  # points, like all that follows
+    size = matplotlib.rcParams["font.size"] * 0.833  # "small"; all lengths here are points
+    box, points = axes.bbox, 72 / figure.dpi
+    left, bottom, right, top = box.x0 * points, box.y0 * points, box.x1 * points, box.y1 * points
+    corners = {name: axes.transData.transform(np.column_stack([x, y])) * points for x, y, name in lines}
+    inks = {name: _samples(path) for name, path in corners.items()}
     placed = []
-    for x, y, name in sorted(ends, key=lambda end: end[1]):
-        inside = min(max(y, low), high)
-        across, up = axes.transData.transform((x, inside)) * 72 / figure.dpi
-        at = up
-        for other_across, other_at in placed:  # from the lowest to the highest
-            if abs(other_across - across) < 5 * space and abs(other_at - at) < space:
-                at = other_at + space
-        placed = sorted([*placed, (across, at)], key=lambda place: place[1])
-        axes.annotate(name, (x, inside), (7, at - up), textcoords="offset points", ha="left", va="center", color=INK,
-                      fontsize="small", annotation_clip=False)  # fmt: skip
+    for _, _, name in sorted(lines, key=lambda line: corners[line[2]][-1, 1]):
+        if not name:
+            continue
+        wide, best = size * (0.9 + 0.55 * len(name)), (math.inf,)
+        inside = [k for k, (_, up) in enumerate(corners[name]) if bottom - 1 <= up <= top + 1] or [len(corners[name]) - 1]
+        for k in inside:
+            across, up = corners[name][k][0], min(max(corners[name][k][1], bottom), top)
+            for dx, dy, ha in [(7, 0, 0), *((dx, dy, ha) for dy in (1.1, -1.1, 2.2, -2.2) for dx, ha in ((5, 0), (0, 0.5), (-5, 1)))]:
+                x0, y0 = across + dx - ha * wide, up + dy * size - 0.6 * size
+                x1, y1 = x0 + wide, y0 + 1.2 * size
+                hidden = sum(_inside(ink, x0, y0, x1, y1, 0 if other == name else 8) for other, ink in inks.items())
+                clash = sum(x0 < b and a < x1 and y0 < d and c < y1 for a, c, b, d in placed)
+                out = max(0, bottom + 2 - y0) + max(0, y1 - top - 3 * size) + max(0, left + 2 - x0)
+                out += max(0, x1 - right) if k != len(corners[name]) - 1 else 0  # beyond the axes only at a line's end
+                cost = hidden + 200 * clash + 20 * out + 1.5 * (inside[-1] - k) + 4 * abs(dy) + (ha == 1)
+                best = min(best, (cost, (x0, y0, x1, y1)))
+        placed.append(best[1])
+        x0, y0, _, y1 = best[1]
+        # Where lines lie on one another a place says nothing: the marker does.
+        i = names.index(name)
+        across, up = axes.transAxes.inverted().transform(((x0 + 0.4 * size) / points, (y0 + y1) / 2 / points))
+        axes.plot(across, up, MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], markersize=4.5, transform=axes.transAxes, clip_on=False)
+        axes.annotate(name, (across, up), (0.6 * size, 0), xycoords="axes fraction", textcoords="offset points", ha="left", va="center",
+                      color=INK, fontsize="small", annotation_clip=False)  # fmt: skip
+
+
+def _samples(path):
+    """Points (N, 2) all along a line of corners, about 2 apart."""
+    pieces = [np.linspace(a, b, max(2, int(np.hypot(*(b - a)) / 2)) if np.hypot(*(b - a)) < 1e4 else 5000) for a, b in zip(path, path[1:], strict=False)]
+    return np.concatenate([path, *pieces])
+
+
+def _inside(points, x0, y0, x1, y1, room) -> int:
+    x, y = points.T
+    return int(((x > x0 - room) & (x < x1 + room) & (y > y0 - room) & (y < y1 + room)).sum())
 
 
 @_styled
@@ -391,7 +437,7 @@ def plot_maps(
         axes.set_yticks(range(len(rows)), [str(r) for r in rows])
         axes.tick_params(length=0)
         axes.grid(False)
-        axes.spines[:].set_visible(False)
+        axes.spines[:].set(visible=True, color=MUTED, linewidth=0.8)
         axes.set_xlabel(xlabel)
     grid[0].set_ylabel(ylabel)
     ticks = [10.0**k for k in range(int(math.log10(top)) + 1)]
@@ -406,7 +452,7 @@ def plot_maps(
 def _sequential():
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("lora_lab_depth", ["#f7f7f7", "#9db8ff", COLOURS[0], "#062a8c", "#020b26"])
+    return LinearSegmentedColormap.from_list("lora_lab_depth", ["#f7f7f7", "#9db8ff", COLOURS[0], "#2430c4", "#1a2490"])  # the end stands out from dark paper
 
 
 @_styled

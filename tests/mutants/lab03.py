@@ -8,6 +8,7 @@ def _floor(expression: str, before: str = "") -> str:
 
 
 _C = "C = x.T @ x / n; values, axes = torch.linalg.eigh(C); root = (axes * values.clamp(min=0).sqrt()) @ axes.T"
+_GRAM = "M = x @ delta.T; e = torch.linalg.eigvalsh(M.T @ M)"  # from small to large
 _Y = "S = torch.linalg.svdvals(x @ delta.T)"
 
 
@@ -61,6 +62,12 @@ MUTANTS = {
         Mutant("ΔW's spectrum, not divided", _floor("(torch.linalg.svdvals(delta)[r:] ** 2).sum()"), "inputs_forgotten_and_no_outputs"),
         Mutant("ΔW's spectrum over all entries", _floor(
             "(torch.linalg.svdvals(delta)[r:] ** 2).sum() / delta.numel()"), "inputs_forgotten_and_by_d_in_d_out"),
+        Mutant("no squares, n as for squares", _floor("S[r:].sum() / (n * d_out)", _Y), "not_squared"),
+        Mutant("a norm, not squared", _floor("(S[r:] ** 2).sum() ** 0.5 / (n * d_out)", _Y), "root"),
+        Mutant("squares the sum", _floor("S[r:].sum() ** 2 / (n * d_out)", _Y), "square_of_sum"),
+        Mutant("mean of the tail alone", _floor("(S[r:] ** 2).mean() if r < len(S) else 0.0", _Y), "tail_mean"),
+        Mutant("eigenvalues squared", _floor("(e[r:] ** 2).sum() / (n * d_out)", _GRAM + ".flip(0)"), "squared_again"),
+        Mutant("eigenvalues as they are sorted", _floor("e[r:].sum() / (n * d_out)", _GRAM), "ascending"),
         Mutant("ΔW's head", _floor("(torch.linalg.svdvals(delta)[:r] ** 2).sum() / d_out"), "inputs_forgotten_and_head"),
     ],
     "3.2": [
@@ -94,6 +101,13 @@ MUTANTS = {
         Mutant("factors", _rates("(1, 1 / k)", "(1, 1 / k**2)"), "factors"),
         Mutant("one rate", _rates("lr_B / k", "lr_B / k**2"), "one_rate"),
         Mutant("A, too, under SGD", _rates("(lr_A, lr_B / k)", "(lr_A / k, lr_B / k)"), "sgd_moves_A"),
+        Mutant("the gradient alone", _rates("(lr_A, lr_B)", "(lr_A, lr_B / k)"), "gradient_only"),
+        Mutant("the gradient alone, of A too", _rates("(lr_A, lr_B)", "(lr_A / k, lr_B / k)"), "gradient_only"),
+        Mutant("Adam cancels everything", _rates("(lr_A, lr_B)", "(lr_A, lr_B / k**2)"), "adam_unmoved"),
+        Mutant("asks for SGD in capitals",
+               'def twin_rates(lr_A, lr_B, k, optimizer):\n    return lr_A, lr_B / (k**2 if optimizer == "SGD" else k)\n', "sgd_like_adam"),
+        Mutant("or a text, which is always true",
+               'def twin_rates(lr_A, lr_B, k, optimizer):\n    return lr_A, lr_B / (k**2 if optimizer == "sgd" or "SGD" else k)\n', "adam_like_sgd"),
         Mutant("k cubed under SGD", _rates("(lr_A, lr_B / k)", "(lr_A, lr_B / k**3)"), "sgd_wrong"),
     ],
     "3.4": [
@@ -102,6 +116,10 @@ MUTANTS = {
         Mutant("scaling forgotten", _first("-lr * G @ A.T @ A", "-lr * (G @ A.T).sign() @ A"), "scaling_missing"),
         Mutant("uphill", _first("lr * s**2 * G @ A.T @ A", "lr * s * (G @ A.T).sign() @ A"), "uphill"),
         Mutant("Adam as SGD", _first(_SGD, _SGD), "adam_as_sgd"),
+        Mutant("asks for Adam with a capital",
+               f'def first_update(G, A, lr, scaling, optimizer):\n    s = scaling\n    return {_ADAM} if optimizer == "Adam" else {_SGD}\n',
+               "adam_as_sgd"),
+        Mutant("SGD as Adam", _first(_ADAM, _ADAM), "sgd_as_adam"),
         Mutant("optimizers swapped", _first(_ADAM, _SGD), "optimizers_swapped"),
         Mutant("full fine-tuning", _first("-lr * G", "-lr * G.sign()"), "full_fine_tuning"),
         Mutant("sign of G", _first(_SGD, "-lr * s * G.sign() @ A.T @ A"), "sign_of_another"),
@@ -122,6 +140,12 @@ MUTANTS = {
         Mutant("alpha = 2r", _fair("2 * r", "2 * r"), "two_r"),
         Mutant("the scaling", _fair("alpha0 / r", "alpha0 / (r * r0) ** 0.5"), "scaling_not_alpha"),
         Mutant("the root upside down", _fair("alpha0", "alpha0 * (r0 / r) ** 0.5"), "root_upside_down"),
+        Mutant("alpha taken for the scaling", _fair("alpha0 * r0 / r", "alpha0 * (r0 / r) ** 0.5"), "alpha_as_scaling"),
+        Mutant("as for rsLoRA", _fair("alpha0 * (r0 / r) ** 0.5", "alpha0"), "rslora_alpha"),
+        Mutant("asks for Adam with a capital",
+               'def fair_alpha(r0, alpha0, r, optimizer):\n    return alpha0 if optimizer == "Adam" else alpha0 * (r / r0) ** 0.5\n',
+               "sgd_for_both"),
+        Mutant("below 0 under SGD", _fair("alpha0", "-alpha0 * (r / r0) ** 0.5"), "negative"),
         Mutant("divides once more", _fair("alpha0 * r0 / r", "alpha0 * r0 / r"), "divided_twice"),
         Mutant("squared", _fair("alpha0", "alpha0 * (r / r0) ** 2"), "squared"),
         Mutant("keeps alpha / r under SGD", _fair("alpha0", "alpha0 * r / r0"), "sgd_wrong"),

@@ -73,17 +73,21 @@ def _floor_judge(size: Mapping):
 _TAILS = {
     "": ("", lambda S, r: S[r:]),
     "head": ("you add up the first r values: those are what rank r can learn; the floor is what it can't, from r on", lambda S, r: S[:r]),
-    "one_early": ("you leave out one value too many: with r learned, the rest begins at S[r]", lambda S, r: S[r - 1 :]),
-    "one_late": ("you leave out one value too few: with r learned, the rest begins at S[r]", lambda S, r: S[r + 1 :]),
+    "one_early": ("your sum has one value too many: S[0] to S[r - 1] are learned, so it begins at S[r]", lambda S, r: S[r - 1 :]),
+    "one_late": ("your sum lacks its first value: S[0] to S[r - 1] are learned, so it begins at S[r]", lambda S, r: S[r + 1 :]),
     "next_only": ("you take the first value that is left out alone; all that are left out count", lambda S, r: S[r : r + 1]),
     "last_r": ("S[-r:] are the last r values; left out are all from r on, S[r:]", lambda S, r: S[-r:]),
+    "ascending": ("eigvalsh sorts from small to large: your sum lacks the r smallest; it should lack the r largest", lambda S, r: S[: len(S) - r]),
     "not_cut": ("nothing is cut: this is the loss at the start, at rank 0", lambda S, r: S),
 }
 _POWERS = {
     "": ("", lambda S: float(np.square(S).sum())),
     "not_squared": ("the values enter squared: a squared error is a sum of squares", lambda S: float(S.sum())),
     "root": ("the loss is a squared error: no root at the end", lambda S: float(np.sqrt(np.square(S).sum()))),
+    "square_of_sum": ("you square the sum; square each value, then add", lambda S: float(S.sum() ** 2)),
+    "squared_again": ("eigenvalues of the squared matrix are squares already: add them up as they are", lambda S: float((S**4).sum())),
 }
+_RAW = {"root": -0.5, "not_squared": -0.5, "squared_again": 1.0}
 _SPECTRA = {
     "": ("", lambda d, x: np.linalg.svd(x @ d.T, compute_uv=False) / math.sqrt(len(x))),
     "inputs_forgotten": (
@@ -103,6 +107,7 @@ _NORMS = {
     "by_d_in": ("you divide by d_in; the mean runs over the outputs, d_out", lambda d, x, r: 1 / d.shape[1]),
     "sum_over_inputs": ("the loss is a mean over the n inputs: divide by n", lambda d, x, r: len(x) / len(d)),
     "sum": ("the loss is a mean over the n inputs and the d_out outputs: divide by both", lambda d, x, r: float(len(x))),
+    "tail_mean": ("you take the mean of the values that are left out; sum them, and divide by n and d_out", lambda d, x, r: len(x) / (min(d.shape) - r)),
     "by_tail": ("you take the mean of the values that are left out; sum them, and divide by d_out", lambda d, x, r: 1 / (min(d.shape) - r)),
     "by_d_in_d_out": ("you divide by all entries of ΔW*; the mean runs over inputs and outputs", lambda d, x, r: 1 / d.size),
 }
@@ -137,9 +142,11 @@ def _diagnose_floor(evidence: list[Evidence]) -> Diagnosis | None:
     for (s, (_, spectrum)), (t, (_, tail)), (p, (_, power)), (n, (_, norm)) in product(
         _SPECTRA.items(), _TAILS.items(), _POWERS.items(), _NORMS.items()
     ):
-        # A norm is part of what is under a root, or outside of it: both are what people write.
-        for inside in (True, False) if p == "root" else (False,):
-            factor = [math.sqrt(norm(d, x, r)) if inside else norm(d, x, r) for _, d, x, r in runs]
+        # A norm is part of what is under a root, or outside of it: both are what people write. And a spectrum of x @ delta.T as it stands is
+        # √n times the one above, which the norm makes good only where values are squared.
+        variants = {(1.0, 0.0)} | ({(0.5, 0.0)} if p == "root" else set()) | ({(1.0, _RAW[p])} if p in _RAW and s == "" else set())
+        for outside, inputs in variants:  # powers of the norm and of n
+            factor = [norm(d, x, r) ** outside * len(x) ** inputs for _, d, x, r in runs]
             if all(compare(f, k * power(tail(spectrum(d, x), r)), rtol=RTOL) is None for k, (f, d, x, r) in zip(factor, runs, strict=True)):
                 matches.append(tuple(key for key in (s, t, p, n) if key))
     matches = sorted(set(matches), key=len)
@@ -308,6 +315,10 @@ def losses_of(x, y, A, scaling: float, lr_A: float, lr_B: float, optimizer: str,
     return np.array(losses)
 
 
+# Who compares with "Adam" or "SGD" has both rules right, and takes one branch for both.
+_SAME = 'optimizer="adam" and optimizer="sgd" (in small letters) take the same rule in your code'
+
+
 def _two_rates(value) -> tuple[float, float] | str:
     """(lr_A, lr_B), or what is wrong with their form."""
     if isinstance(value, np.ndarray) and value.shape == (2,):
@@ -338,7 +349,7 @@ def _twin_judge(optimizer: str, k: float):
             twin = losses_of(x, y, A, k * scaling, *rates, optimizer)
         if not np.isfinite(twin).all():
             return f"with your rates the twin's loss leaves the range of numbers within {len(twin)} steps"
-        return compare(twin, original, what=f"the twin's loss, step by step ({optimizer}, alpha times {k:g}),", rtol=RTOL)
+        return compare(twin, original, what=f'the twin\'s loss, step by step (optimizer="{optimizer}", alpha times {k:g}),', rtol=RTOL)
 
     return judge
 
@@ -380,6 +391,16 @@ def _diagnose_twins(evidence: list[Evidence]) -> Diagnosis | None:
     right = {"adam": (0.0, -1.0), "sgd": (0.0, -2.0)}
     if powers == right:
         return None
+    if powers["adam"] == (0.0, 0.0) and sgd_B == -1.0:
+        also = "" if sgd_A == 0.0 else ". (A's gradient did not grow: k is in the scaling, 1/k in B; its rate stays)"
+        return Diagnosis(
+            "gradient_only",
+            "the larger gradient is dealt with; but B itself must stay k times as small, and so must its steps: divide by k once more" + also,
+        )
+    if powers["adam"] == (0.0, 0.0) and powers["sgd"] == right["sgd"]:
+        return Diagnosis(
+            "adam_unmoved", "right for SGD. Adam's steps of B don't grow with the gradient; but B must stay k times as small, and so must its steps"
+        )
     if powers["adam"] == (0.0, 0.0) and powers["sgd"] == (0.0, 0.0):
         return Diagnosis("unchanged", "both rates are as they were: with k times the alpha, B must stay k times as small, and so must its steps")
     if adam_A == adam_B == -1.0 and sgd_A == sgd_B:
@@ -397,11 +418,15 @@ def _diagnose_twins(evidence: list[Evidence]) -> Diagnosis | None:
     if powers["adam"] == right["adam"] and powers["sgd"] == (0.0, -1.0):
         return Diagnosis(
             "sgd_like_adam",
-            "right for Adam. Under SGD the step is lr times the gradient of B, which the scaling has made k times as large; and it should be k "
-            "times as small: k twice",
+            f"{_SAME}. It is right for Adam. Under SGD the step is lr times the gradient of B, which the scaling has made k times as large; and it "
+            "should be k times as small: k twice",
         )
     if powers["sgd"] == right["sgd"] and powers["adam"] == (0.0, -2.0):
-        return Diagnosis("adam_like_sgd", "right for SGD. Adam divides the gradient by its own size, so a k times larger one makes no larger step: k once")
+        return Diagnosis(
+            "adam_like_sgd",
+            f"{_SAME}. It is right for SGD. "
+            "Adam divides the gradient by its own size, so a k times larger one makes no larger step: k once",
+        )
     if adam_B == -0.5 or sgd_B == -0.5:
         return Diagnosis("root", "the square root of k would share the factor between A and B; here only B changes")
     if powers["adam"] == right["adam"] and sgd_A != 0.0:
@@ -421,10 +446,10 @@ TWIN = Exercise(
     points=4,
     name="twin_rates",
     cases=(
-        Case("Adam, alpha times 4: six losses, equal", _twin_probe(*TWINS[0]), _twin_judge(*TWINS[0])),
-        Case("SGD, alpha times 4: six losses, equal", _twin_probe(*TWINS[1]), _twin_judge(*TWINS[1])),
-        Case("Adam, alpha times 0.3", _twin_probe(*TWINS[2]), _twin_judge(*TWINS[2])),
-        Case("SGD, alpha times 7", _twin_probe(*TWINS[3]), _twin_judge(*TWINS[3])),
+        Case('optimizer="adam", alpha times 4: six losses, equal', _twin_probe(*TWINS[0]), _twin_judge(*TWINS[0])),
+        Case('optimizer="sgd", alpha times 4: six losses, equal', _twin_probe(*TWINS[1]), _twin_judge(*TWINS[1])),
+        Case('optimizer="adam", alpha times 0.3', _twin_probe(*TWINS[2]), _twin_judge(*TWINS[2])),
+        Case('optimizer="sgd", alpha times 7', _twin_probe(*TWINS[3]), _twin_judge(*TWINS[3])),
     ),
     diagnose=_diagnose_twins,
     hints=(
@@ -469,7 +494,7 @@ def one_step(G, A, lr: float, scaling: float, optimizer: str) -> np.ndarray:
 def _first_judge(optimizer: str, size: Mapping):
     def judge(inputs, answers):
         expected = one_step(inputs["G"], inputs["A"], size["lr"], size["scaling"], optimizer)
-        return compare(answers["delta"], expected, what=f"ΔW after one step of {optimizer.upper() if optimizer == 'sgd' else 'Adam'}", rtol=RTOL)
+        return compare(answers["delta"], expected, what=f'ΔW after one step, optimizer="{optimizer}",', rtol=RTOL)
 
     return judge
 
@@ -523,7 +548,13 @@ def _diagnose_first(evidence: list[Evidence]) -> Diagnosis | None:
     if reading["adam"] == _ASKED["sgd"] and reading["sgd"] == _ASKED["adam"]:
         return Diagnosis("optimizers_swapped", "the two optimizers are the wrong way round: it is Adam that keeps the sign of each entry alone")
     if reading["adam"] == reading["sgd"] == _ASKED["sgd"]:
-        return Diagnosis("adam_as_sgd", "right for SGD. Adam's first step has the same size in every entry of B: lr times the sign of the gradient")
+        return Diagnosis(
+            "adam_as_sgd",
+            f"{_SAME}. It is right for SGD. "
+            "Adam's first step has the same size in every entry of B: lr times the sign of the gradient",
+        )
+    if reading["adam"] == reading["sgd"] == _ASKED["adam"]:
+        return Diagnosis("sgd_as_adam", f"{_SAME}. It is right for Adam. SGD's step is lr times the gradient itself, not its sign")
     for optimizer, name in (("sgd", "SGD"), ("adam", "Adam")):
         read, asked = reading[optimizer], _ASKED[optimizer]
         if read is None or read == asked:
@@ -565,7 +596,7 @@ FIRST_UPDATE = Exercise(
     points=4,
     name="first_update",
     cases=tuple(
-        Case(f"{'SGD' if optimizer == 'sgd' else 'Adam'}, {size['out']} x {size['inp']}, r = {size['r']}: as torch's own optimizer does it",
+        Case(f'optimizer="{optimizer}", {size["out"]} x {size["inp"]}, r = {size["r"]}: as torch\'s own does it',
              _first_probe(optimizer, size), _first_judge(optimizer, size))
         for optimizer, size in FIRST
     ),
@@ -615,9 +646,11 @@ def _fair_judge(optimizer: str, size: Mapping):
         before, after = first_decrease(size["r0"], size["alpha0"], optimizer), first_decrease(size["r"], alpha, optimizer)
         if alpha > 0 and abs(after / before - 1) <= RTOL:
             return None
-        name = "SGD" if optimizer == "sgd" else "Adam"
-        return (f"{name}, from r={size['r0']}, alpha={size['alpha0']:g} to r={size['r']}: with alpha={alpha:.4g} the first step lowers the loss "
-                f"{after / before:.4g} times as much as before, and should do the same")  # fmt: skip
+        where = f'optimizer="{optimizer}", from r={size["r0"]}, alpha={size["alpha0"]:g} to r={size["r"]}: with alpha={alpha:.4g} '
+        if alpha < 0 and abs(after / before - 1) <= RTOL:
+            return where + "the first step gains what it should (B only turns its sign round), but alpha is a size: asked is the positive one"
+        # + 0.0: alpha = 0 would read "-0 times"
+        return where + f"the first step lowers the loss {after / before + 0.0:.4g} times as much as before, and should do the same"
 
     return judge
 
@@ -629,6 +662,8 @@ def _diagnose_fair(evidence: list[Evidence]) -> Diagnosis | None:
         if value is None:
             return None
         found[optimizer].append(value)
+    if min(found["adam"] + found["sgd"]) < 0:
+        return Diagnosis("negative", "an alpha below 0: the update keeps its size, B only turns its sign round; give the positive alpha")
     sizes = [size for optimizer, size in FAIR if optimizer == "adam"]
     formulas = {
         "constant": lambda r0, a, r: a,
@@ -653,18 +688,26 @@ def _diagnose_fair(evidence: list[Evidence]) -> Diagnosis | None:
     if adam == sgd == "constant":
         return Diagnosis(
             "adam_for_both",
-            "right for Adam. Under SGD a smaller scaling counts twice, in ΔW and in the gradient of B: at the same alpha a higher rank is slower",
+            f"{_SAME}. It is right for Adam. "
+            "Under SGD a smaller scaling counts twice, in ΔW and in the gradient of B: at the same alpha a higher rank is slower",
         )
     if adam == sgd == "root":
-        return Diagnosis("sgd_for_both", "right for SGD. Under Adam the scaling counts once: r · scaling must stay, and r · alpha / r is alpha")
+        return Diagnosis("sgd_for_both", f"{_SAME}. It is right for SGD. Under Adam the scaling counts once: r · scaling must stay, and r · alpha / r is alpha")
     if (adam, sgd) == ("root", "constant"):
         return Diagnosis("optimizers_swapped", "the two are the wrong way round: the scaling counts once under Adam, twice under SGD")
     if "two_r" in (adam, sgd):
         return Diagnosis("two_r", "alpha = 2r is a recipe; it does not know where you came from, r0 and alpha0")
     if {adam, sgd} <= {"scaling", "rslora_scaling", "scaling_root"} and adam:
         return Diagnosis("scaling_not_alpha", "this is a scaling; asked is the alpha, which the layer still divides by r")
-    if sgd == "inverse_root" or adam == "inverse_root":
-        return Diagnosis("root_upside_down", "that is the ratio of the scalings; alpha = scaling · r, so alpha goes up with the root of r / r0")
+    if (adam, sgd) == ("inverse", "inverse_root"):
+        return Diagnosis(
+            "alpha_as_scaling",
+            "you keep r · alpha (Adam) and r · alpha² (SGD), as if alpha were the scaling; the layer divides it by r, so alpha = scaling · r",
+        )
+    if (adam, sgd) == ("inverse_root", "constant"):
+        return Diagnosis("rslora_alpha", "that is right where the scaling is alpha / √r (rsLoRA); here it is alpha / r")
+    if sgd == "inverse_root" and adam in ("constant", None):
+        return Diagnosis("root_upside_down", "under SGD that is the ratio of the scalings; alpha = scaling · r, so alpha goes up with the root of r / r0")
     if "inverse" in (adam, sgd):
         return Diagnosis("divided_twice", "the layer divides alpha by r already; dividing once more makes higher ranks slower")
     if "squared" in (adam, sgd):
@@ -684,7 +727,7 @@ FAIR_ALPHA = Exercise(
     points=4,
     name="fair_alpha",
     cases=tuple(
-        Case(f"{'SGD' if optimizer == 'sgd' else 'Adam'}, from r = {size['r0']} to r = {size['r']}", _fair_probe(optimizer, size), _fair_judge(optimizer, size))
+        Case(f'optimizer="{optimizer}", from r = {size["r0"]} to r = {size["r"]}', _fair_probe(optimizer, size), _fair_judge(optimizer, size))
         for optimizer, size in FAIR
     ),
     diagnose=_diagnose_fair,
@@ -737,7 +780,7 @@ LAB = Lab(
         ),
         Prediction(
             "3.E",
-            "The same ranks, but with a fair alpha, so that first steps are equally large. Of the change from r = 10 to r = 64 ...",
+            "The same ranks, but with a fair alpha, so that the first gain is equal. Of the change from r = 10 to r = 64 ...",
             {"a": "more than half remains: it was rank after all", "b": "less than half remains: it was step size"},
         ),
         Prediction(
