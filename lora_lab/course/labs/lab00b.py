@@ -95,7 +95,7 @@ LAB = Lab(
     objectives=(
         "load a small GPT-2 and let it write",
         "measure how well it predicts a text, in bits per byte",
-        "lend it an author's voice with LoRA on W_q and W_v, and say what that costs elsewhere",
+        "lend it an author's voice with LoRA, and say what that costs elsewhere",
         "turn that voice up, down and around",
     ),
     needs=("lab 00",),
