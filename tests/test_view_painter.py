@@ -119,14 +119,3 @@ def test_refusals_say_what_was_asked_and_what_there_is():
         load_digit_painter("italic", "italic")
     with pytest.raises(ValueError, match=r"load_digit_painter\('bold'\)"):
         set_volume(load_digit_painter("italic"), "bold", 1.0)
-
-
-def test_what_ships_is_in_the_wheel():
-    import tomllib
-
-    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = settings["tool"]["setuptools"].get("package-data", {}).get("lora_lab", [])
-    root = digit_painter.ASSETS.parents[1]
-    packed = {path for pattern in patterns for path in root.glob(pattern)}
-    missing = {path for path in digit_painter.ASSETS.rglob("*") if path.is_file()} - packed
-    assert not missing, f"add to [tool.setuptools.package-data] lora_lab: {sorted(map(str, missing))}"
