@@ -26,23 +26,9 @@ from pathlib import Path
 from _report import machine, options, save, show
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from browser_tools import SWITCHES, Server, Student, find_chromium, frame_of_change, key_to_pixels, notebook, screencast
+from browser_tools import STILL_CELLS, SWITCHES, Server, Student, find_chromium, frame_of_change, key_to_pixels, notebook, screencast
 
-STILL = notebook(
-    "still",
-    explorer="""
-from sklearn.datasets import load_sample_images
-from lora_lab.view import rank_explorer, volume_knob
-rank_explorer(load_sample_images().images[0].mean(2) / 255, r=20)""",
-    knob="volume_knob()",
-    peer="""
-import ipywidgets
-slider, answer = ipywidgets.IntSlider(value=20, max=200, description="peer"), ipywidgets.HTML("<b class='answer'>20</b>")
-def callback(change):
-    answer.value = f"<b class='answer'>{change['new']}</b>"
-slider.observe(callback, "value")
-ipywidgets.VBox([slider, answer])""",
-)
+STILL = notebook("still", **STILL_CELLS)
 LIVE = notebook(
     "live",
     toy="""

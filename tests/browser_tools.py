@@ -42,6 +42,22 @@ def notebook(name: str, **cells: str):
     return new_notebook(metadata=metadata, cells=[new_code_cell(source, id=key.replace("_", "-")) for key, source in cells.items()])
 
 
+STILL_CELLS = {  # views that stand still until a slider is moved, and the smallest thing that answers a slider, beside which they are measured
+    "explorer": """
+from sklearn.datasets import load_sample_images
+from lora_lab.view import rank_explorer, volume_knob
+rank_explorer(load_sample_images().images[0].mean(2) / 255, r=20)""",
+    "knob": "volume_knob()",
+    "peer": """
+import ipywidgets
+slider, answer = ipywidgets.IntSlider(value=20, max=200, description="peer"), ipywidgets.HTML("<b class='answer'>20</b>")
+def callback(change):
+    answer.value = f"<b class='answer'>{change['new']}</b>"
+slider.observe(callback, "value")
+ipywidgets.VBox([slider, answer])""",
+}
+
+
 def wait_for(found, what: str, patience: float = PATIENCE):
     """Call `found` until it returns something true; return that."""
     deadline = time.monotonic() + patience

@@ -1,11 +1,10 @@
 """Labs 02 and 00 in a real JupyterLab and a real browser, as a student uses them."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
-from browser_tools import PATIENCE, SWITCHES, Server, Student, find_chromium, wait_for
+from browser_tools import PATIENCE, Student, find_chromium, wait_for
 
 from lora_lab.course.builder import build_lab
 
@@ -25,25 +24,9 @@ BY_ALPHA = "return x @ W.T + (0 if b is None else b) + alpha * (x @ A.T) @ B.T"
 BY_ALPHA_OVER_R = BY_ALPHA.replace("alpha", "alpha / r")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=SWITCHES)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("jupyter")) as server:
-        yield server
-
-
 @pytest.fixture
-def student_of(browser, server, tmp_path):
-    """student_of("02_lora_layer") opens a fresh student copy of that lab. Its pictures go to the test's folder, or to LORA_LAB_SHOTS."""
-    shots = Path(os.environ.get("LORA_LAB_SHOTS", tmp_path))
-    shots.mkdir(parents=True, exist_ok=True)
+def student_of(browser, server, shots):
+    """student_of("02_lora_layer") opens a fresh student copy of that lab."""
     return lambda lab: Student(browser, server, build_lab(SOURCES / f"{lab}.py").student, shots)
 
 

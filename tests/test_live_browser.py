@@ -5,16 +5,13 @@ Times are asserted at three times what is aimed for, or not at all: `bench/widge
 
 import io
 import itertools
-import os
 import re
 import statistics
-from pathlib import Path
 
 import pytest
 from browser_tools import (
     PATIENCE,
-    SWITCHES,
-    Server,
+    STILL_CELLS,
     Student,
     contrasts,
     find_chromium,
@@ -41,43 +38,12 @@ AIM = 80  # milliseconds from the key to changed pixels
 COMMS = "@jupyterlab/apputils-extension:kernels-settings"  # where JupyterLab decides which thread runs a widget's callbacks
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=SWITCHES)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("jupyter")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def shots(tmp_path_factory):
-    folder = Path(os.environ.get("LORA_LAB_SHOTS", tmp_path_factory.mktemp("shots")))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 CELLS = notebook(
     "live_views",
-    explorer="""
-import asyncio, math, threading, time
-from sklearn.datasets import load_sample_images
-from lora_lab.view import live_training, rank_explorer, volume_knob
-rank_explorer(load_sample_images().images[0].mean(2) / 255, r=20)""",
-    knob="volume_knob()",
-    peer="""
-import ipywidgets
-slider, answer = ipywidgets.IntSlider(value=20, max=200, description="peer"), ipywidgets.HTML("<b class='answer'>20</b>")
-def callback(change):
-    answer.value = f"<b class='answer'>{change['new']}</b>"
-slider.observe(callback, "value")
-ipywidgets.VBox([slider, answer])""",
+    **STILL_CELLS,
     toy="""
+import asyncio, math, threading, time
+from lora_lab.view import live_training
 toy = live_training("toy", steps=1_000_000, speed=math.inf)
 toy""",
     digits="""
