@@ -21,12 +21,17 @@ from .counting import ParameterCount, breakeven_rank, count_parameters, lora_par
 from .data import Batches, Split, digits
 from .files import FetchError, atomic_write, fetch
 from .layers import LoRAConv1D, LoRAConv2d, LoRAEmbedding, LoRAFusedLinear, LoRALayer, LoRALinear
+from .report import amplifications, compare_subspaces, report
 from .spectra import (
     amplification,
     best_rank_r,
     effective_rank,
     energy,
     factored_svd,
+    factored_svdvals,
+    intruder_dimensions,
+    leading_svd,
+    random_update,
     stable_rank,
     subspace_similarity,
 )
@@ -51,10 +56,14 @@ __all__ = [
     "Step",
     "TrainingDiverged",
     "amplification",
+    "amplifications",
     "apply_lora",
     "atomic_write",
     "best_rank_r",
     "breakeven_rank",
+    "combine",
+    "compare_subspaces",
+    "compress",
     "count_parameters",
     "coverage",
     "digits",
@@ -62,8 +71,11 @@ __all__ = [
     "energy",
     "evaluate",
     "factored_svd",
+    "factored_svdvals",
     "fetch",
     "find_targets",
+    "intruder_dimensions",
+    "leading_svd",
     "load_adapter",
     "lora_disabled",
     "lora_layers",
@@ -72,7 +84,9 @@ __all__ = [
     "lora_state_dict",
     "merge",
     "merge_and_unload",
+    "random_update",
     "remove_lora",
+    "report",
     "save_adapter",
     "stable_rank",
     "subspace_similarity",
@@ -83,6 +97,7 @@ __all__ = [
 
 # Half of what `import lora_lab` would cost is this one module, and most notebooks save no adapter.
 _FROM_STATE = ("AdapterError", "load_adapter", "lora_state_dict", "save_adapter")
+_FROM_COMBINING = ("combine", "compress")
 
 
 def __getattr__(name: str):
@@ -90,4 +105,8 @@ def __getattr__(name: str):
         from . import state
 
         return getattr(state, name)
+    if name in _FROM_COMBINING:
+        from . import combining
+
+        return getattr(combining, name)
     raise AttributeError(f"module 'lora_lab' has no attribute {name!r}")

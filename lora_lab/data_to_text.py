@@ -224,7 +224,9 @@ def encode(examples: Sequence[Example], tokenizer, context: int = 1024) -> list[
         return []
     meanings = list(dict.fromkeys(e.meaning for e in examples))
     prompts = dict(zip(meanings, tokenizer([prompt(m, tokenizer) for m in meanings], add_special_tokens=False)["input_ids"], strict=True))
-    answers = tokenizer([" " + e.reference for e in examples], add_special_tokens=False)["input_ids"]
+    answers = []
+    for at in range(0, len(examples), 1000):  # at once, E2E's 42,061 references would take 300 MB for what is thrown away
+        answers += tokenizer([" " + e.reference for e in examples[at : at + 1000]], add_special_tokens=False)["input_ids"]
     encoded = []
     for number, (example, answer) in enumerate(zip(examples, answers, strict=True), 1):
         start = list(prompts[example.meaning])

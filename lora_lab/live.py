@@ -23,10 +23,13 @@ from torch import Tensor, nn
 
 from .adapt import apply_lora, lora_layers
 from .data import Batches, digits
+from .data_to_text import Task, TextBatches, encode, load_task, prompt, slots
+from .gpt2 import generate, load_gpt2
 from .layers import LoRALayer
 from .spectra import factored_svd
 from .teacher import Teacher
-from .train import OPTIMIZERS, Step, batch_loss, choose_device, evaluate, to_device, train
+from .text_scores import slot_errors
+from .train import OPTIMIZERS, Step, batch_loss, choose_device, evaluate, to_device, token_loss, train
 
 MODES = ("volume", "step size")
 EARLIER = 4  # curves kept for comparison: five lines are told apart by dashes and colours, six are not
@@ -242,6 +245,46 @@ def _pretrained(classes: int, seed: int) -> DigitClassifier:
         for _ in train(model, Batches(*digits_of(range(classes), seed).train, seed=seed), steps=600, lr=3e-3, device="cpu"):
             pass
     return model
+
+
+def text_problem(task: str | Task = "lighthouses", model: str = "pocket", *, batch_size: int = 8, device: str = "cpu", show: int = 0) -> Problem:
+    """Fine-tune a GPT-2 to put facts into words, as in lab 07, and read on the way what it makes of one test meaning.
+
+    task   a name for `load_task`, or a Task             model   a name for `load_gpt2`
+    show   which of the test meanings the samples are about, counted from 0; below them stands which slots are missing, or too many
+
+    A step takes tenths of a second on two cores, and a text about as long: `live_training` looks at it as often as a twentieth of the time allows.
+    Raises what `load_task` and `load_gpt2` raise, IndexError for a meaning that is not there. Needs transformers.
+    """
+    call = [repr(task)] if isinstance(task, str) else []
+    call += [f"{name}={value!r}" for name, value, usual in (("model", model, "pocket"), ("batch_size", batch_size, 8), ("device", device, "cpu"),
+                                                              ("show", show, 0)) if value != usual]  # fmt: skip
+    source = f"from lora_lab.live import text_problem\n\nproblem = text_problem({', '.join(call)})" if isinstance(task, str) else ""
+    if isinstance(task, str):
+        task = load_task(task)
+    base, tokenizer = load_gpt2(model)
+    examples = encode(task.train, tokenizer, base.config.n_positions)
+    meanings = list(dict.fromkeys(example.meaning for example in task.test))
+    meaning = meanings[show]
+
+    def samples(adapted):
+        text = generate(adapted, tokenizer, prompt(meaning, tokenizer), max_new_tokens=64).strip()
+        errors = slot_errors(slots(meaning), text, task.rules)
+        wrong = [f"{what}: {', '.join(found)}" for what, found in
+                 (("missing", errors.missing), ("not asked for", errors.added), ("twice", errors.repeated)) if found]  # fmt: skip
+        return {"text": f"{meaning}\n\n→ {text}\n\n{'; '.join(wrong) or 'all slots, and nothing else'}"}
+
+    return Problem(
+        name=f"GPT-2 ({model}) on {task.name}, data to text",
+        model=lambda seed: copy.deepcopy(base),
+        batches=lambda seed: TextBatches(examples, batch_size, seed=seed, pad=tokenizer.eos_token_id),
+        targets={"all linear layers": "all-linear", "W_q and W_v": ["c_attn:q,v"], "the MLPs": ["c_fc", "mlp.c_proj"]},
+        largest_r=64,
+        loss=token_loss(),
+        samples=samples,
+        r=16, alpha=32.0, lr=3e-3, steps=150, loss_name="loss, nats a token", expect=(0.5, 5.0), smooth=8, device=device,
+        source=source,
+    )  # fmt: skip
 
 
 class Curve:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from lora_lab import TrainingDiverged, data, evaluate
-from lora_lab.live import Curve, LiveRun, Problem, digits_problem, norm, toy_problem
+from lora_lab.live import Curve, LiveRun, Problem, digits_problem, norm, text_problem, toy_problem
 from lora_lab.teacher import Teacher
 
 EXACT = Teacher((2.0, 1.0, 0.5, 0.2), 6, 9, seed=1)
@@ -392,6 +392,73 @@ def test_the_code_of_a_problem_of_ones_own_says_what_it_needs(problem):
     code = LiveRun(replace(problem, source=""), steps=5).code()
     assert "# `problem` is the Problem" in code
     exec(code, {"problem": problem})
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.fixture(scope="module")
+def texts():
+    pytest.importorskip("transformers")
+    return text_problem(batch_size=4)
+
+
+def test_a_text_run_begins_with_the_base_models_own_loss(texts):
+    """At step 1 B is 0, so the loss is the frozen model's; the oracle is transformers' loss on the same batch. And every run begins afresh."""
+    batch = next(iter(texts.batches(3)))
+    assert (batch["labels"] == -100).any() and batch["input_ids"].shape[0] == 4
+    with torch.no_grad():
+        expected = texts.model(3)(**batch).loss.item()
+    run = LiveRun(texts, r=2, seed=3, steps=2)
+    run.finish()
+    assert run.curve.first[1] == pytest.approx(expected, rel=1e-5)  # float32, another order of the same sums
+    assert run.curve.last[1] < expected and run.step == 2
+    run.restart()
+    assert run.loss_now() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("targets", "count"), [("all linear layers", 24), ("W_q and W_v", 6), ("the MLPs", 12)])
+def test_targets_of_a_text_run_are_what_they_are_called(texts, targets, count):
+    """Six blocks with four linear layers each, two of them in the MLP."""
+    run = LiveRun(texts, r=2, targets=targets)
+    assert len(run.layers) == count
+    width = {name.rpartition(".")[2]: getattr(layer, "slices", None) for name, layer in run.layers.items()}
+    assert targets != "W_q and W_v" or width == {"c_attn": (0, 2)}
+
+
+def test_samples_of_a_text_run_are_what_the_model_writes_and_what_is_wrong_with_it(texts, monkeypatch):
+    from lora_lab import live
+    from lora_lab.data_to_text import load_task, slots
+    from lora_lab.gpt2 import load_gpt2
+
+    task = load_task("lighthouses")
+    meaning, model = task.test[0].meaning, texts.model(0)
+    _, tokenizer = load_gpt2("pocket")
+    ids = torch.tensor([tokenizer(meaning + "<|endoftext|>")["input_ids"]])
+    with torch.no_grad():  # greedy, token by token, without a cache
+        written = []
+        while len(written) < 64 and (not written or written[-1] != tokenizer.eos_token_id):
+            written.append(int(model(torch.cat([ids, torch.tensor([written], dtype=torch.long)], dim=1)).logits[0, -1].argmax()))
+    text = tokenizer.decode([token for token in written if token != tokenizer.eos_token_id]).strip()
+    assert f"{meaning}\n\n→ {text}\n\n" in texts.samples(model)["text"]
+
+    whole = task.template(slots(meaning))
+    for written, said in (
+        (whole, "all slots, and nothing else"),
+        (whole + " You need a boat to get there. A footpath leads to it.", "not asked for: access : "),
+        ("It is there.", "missing: name, "),
+    ):
+        monkeypatch.setattr(live, "generate", lambda *args, written=written, **more: f" {written}")
+        assert said in texts.samples(model)["text"], written
+
+
+def test_the_code_of_a_text_run_repeats_it(texts):
+    run = LiveRun(texts, r=2, targets="W_q and W_v", steps=2).finish()
+    space = {}
+    exec(run.code(), space)
+    assert space["losses"] == [y for _, y in run.curve.points()]
+    with pytest.raises(IndexError):
+        text_problem(show=120)
 
 
 # ---------------------------------------------------------------- curves

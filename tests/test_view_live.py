@@ -20,7 +20,7 @@ from lora_lab.live import LiveRun, toy_problem
 from lora_lab.teacher import Teacher
 from lora_lab.view import live_chart
 from lora_lab.view import live_training as make_view  # the function; the module of the same name is sys.modules'
-from lora_lab.view.live_chart import BASE, LEFT, PLOT_W, TOP, Axes, loss_chart, samples_html, spectrum_chart
+from lora_lab.view.live_chart import BASE, LEFT, PLOT_W, TOP, Axes, loss_chart, samples_html, spectrum_chart, together
 
 SMALL = Teacher((2.0, 1.0, 0.5, 0.2), 6, 9, seed=1)
 
@@ -809,6 +809,18 @@ def test_bars_and_rings_stand_for_the_singular_values():
     S = np.linalg.svd(run.layers["layer"].delta_weight().detach().numpy(), compute_uv=False)[:4]
     assert np.allclose(bars[:-1] - bars[1:], step * np.log2(S[:-1] / S[1:]), atol=0.11)  # two numbers with one decimal each
     assert np.allclose(152 - bars, rings[:4], atol=3), "after the training the bars reach the rings"
+
+
+def test_many_layers_are_shown_as_one_and_say_so():
+    spectra = {f"layer {i}": torch.tensor([float(i), i / 2]) for i in range(7)} | {"small": torch.tensor([0.25])}
+    assert together(spectra) == {"the largest of 8 layers": [6.0, 3.0]}
+    few = {"one": torch.ones(3), "two": torch.ones(2)}
+    assert together(few) is few
+    run = LiveRun(toy_problem(SMALL))
+    axes = Axes(run.problem)
+    axes.fit(run, spectra)
+    chart = spectrum_chart(run, spectra, axes)
+    assert chart.count("the largest of 8 layers") == 1 and "layer 3" not in chart and chart.count("<rect") == 2 + 1  # bars, and the key
 
 
 def test_samples_of_every_kind():

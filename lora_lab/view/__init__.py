@@ -11,6 +11,7 @@ from lora_lab.view.figures import (
     plot_spread,
     plot_staircase,
 )
+from lora_lab.view.figures_finetune import plot_scores, plot_tokens
 from lora_lab.view.flight import flight_explorer
 from lora_lab.view.live_training import live_training
 from lora_lab.view.style import save_png, show, style
@@ -26,8 +27,10 @@ __all__ = [
     "plot_matrices",
     "plot_panels",
     "plot_photographs",
+    "plot_scores",
     "plot_spread",
     "plot_staircase",
+    "plot_tokens",
     "rank_explorer",
     "save_png",
     "show",

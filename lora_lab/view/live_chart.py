@@ -9,6 +9,7 @@ import html
 import io
 import math
 from collections.abc import Mapping
+from itertools import zip_longest
 from types import SimpleNamespace
 
 import numpy as np
@@ -240,8 +241,17 @@ def label(entry, runs) -> str:
     return ", ".join(first) + (f"\n{second if len(second) <= 14 else second[:13] + '…'}" if rest else "") + star
 
 
+def together(spectrum: Mapping) -> Mapping:
+    """The spectra of a few layers as they are; of many, which nobody could tell apart, the largest i-th singular value of any layer."""
+    if len(spectrum) <= len(COLOURS):
+        return spectrum
+    every = [[float(s) for s in S] for S in spectrum.values()]
+    return {f"the largest of {len(every)} layers": [max(column) for column in zip_longest(*every, fillvalue=0.0)]}
+
+
 def spectrum_chart(run: LiveRun, spectrum: Mapping, axes: Axes) -> str:
     """The singular values of ΔW as bars, beside those that it should have as rings, if they are known."""
+    many, spectrum = len(spectrum) > len(COLOURS), together(spectrum)
     wide, high, left, base, top = 270, 190, 40, 152, 26
     known = run.problem.spectrum
     count = max([8, *(len(S) for S in spectrum.values()), *(len(S) for S in known.values())])
@@ -279,7 +289,7 @@ def spectrum_chart(run: LiveRun, spectrum: Mapping, axes: Axes) -> str:
         for i in range(1, count + 1) if i == 1 or i % every == 0
     ]  # fmt: skip
     key, x = [], left
-    entries = [(name, k) for k, name in enumerate(names)] if len(names) > 1 else [("learned", 0)] if known else []
+    entries = [(name, k) for k, name in enumerate(names)] if len(names) > 1 or many else [("learned", 0)] if known else []
     for name, k in entries:
         fill = f'fill="{COLOURS[k % 5]}"' if k == 0 else f'fill="{COLOURS[k % 5]}" fill-opacity="0.25" stroke="{COLOURS[k % 5]}"'
         key.append(f'<rect x="{x}" y="{high - 12}" width="10" height="10" {fill}/><text x="{x + 15}" y="{high - 3}">{html.escape(name)}</text>')

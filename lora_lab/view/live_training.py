@@ -19,7 +19,7 @@ import torch
 from lora_lab.live import MODES, LiveRun, Problem, digits_problem, norm, toy_problem
 from lora_lab.train import OPTIMIZERS, TrainingDiverged
 from lora_lab.view.explorer import UNSEEN
-from lora_lab.view.live_chart import Axes, all_runs, code_html, figures_html, label, loss_chart, samples_html, short, spectrum_chart, table_html
+from lora_lab.view.live_chart import Axes, all_runs, code_html, figures_html, label, loss_chart, samples_html, short, spectrum_chart, table_html, together
 from lora_lab.view.widgets import NAME_SLIDERS, headless, live_box, trouble
 
 PROBLEMS = {"toy": toy_problem, "digits": digits_problem}
@@ -366,9 +366,8 @@ class LiveTraining:
         if floor is not None:
             words.append(f"The floor of rank {s['r']} is {short(floor)}.")
         spectrum = run.spectrum()
-        largest = "; ".join(
-            (f"{name}: " if len(spectrum) > 1 else "") + ", ".join(f"{float(x):.2f}" for x in S[:4]) for name, S in spectrum.items()
-        )
+        shown = together(spectrum)
+        largest = "; ".join((f"{name}: " if len(spectrum) > 1 else "") + ", ".join(f"{float(x):.2f}" for x in S[:4]) for name, S in shown.items())
         words.append(f"The norm of ΔW is {norm(spectrum):.3g}, its largest singular values are {largest}.")
         words += [f"{name[0].upper()}{name[1:]}: {value:.1%}." for name, value in self._look().items()]
         if run.earlier:
