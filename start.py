@@ -114,6 +114,12 @@ def child_environment():
         JUPYTER_PREFER_ENV_PATH="1",  # a kernel named python3 in the user's home must not win over .venv
         PYTHONUTF8="1",  # the same text files on Windows as elsewhere
     )
+    # What `lora-lab bundle` puts beside this file, for a room that shares one address or has no network.
+    if (ROOT / "wheels").is_dir():
+        environment.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(ROOT / "wheels"))
+    for folder, name in (("models", "LORA_LAB_MODELS"), ("datasets", "LORA_LAB_DATA")):
+        if (ROOT / folder).is_dir():
+            environment.setdefault(name, str(ROOT / folder))
     return environment
 
 
@@ -333,6 +339,8 @@ def torch_indexes(asked):
     """The extra package indexes to try for PyTorch, in order; None stands for pip's own configuration alone."""
     if asked is not None:
         return [asked]  # no second choice: the user wants this build
+    if (ROOT / "wheels").is_dir():
+        return [None]  # the bundle's own
     if platform.system() == "Linux" and not has_nvidia():  # the default Linux build brings gigabytes of CUDA
         if answers(CPU_INDEX):
             return [CPU_INDEX, None]
@@ -660,6 +668,8 @@ def main(argv=None):
                 if code:
                     raise Stop("The notebooks could not be built; the lines above say why.")
         if options.command == "test":
+            if not (ROOT / "tests").is_dir():
+                raise Stop("There are no tests in a students' copy; `lora-lab doctor` in .venv says whether this machine is ready.")
             return call(ROOT, "-m", "pytest", "-n", "2", *options.rest)
         if options.command == "build":
             return call(ROOT, "-m", "lora_lab", "build")

@@ -205,6 +205,41 @@ def count(
 
 
 @app.command()
+def release(out: Annotated[Path, typer.Argument(help="A new folder, outside of the repository.")]) -> None:
+    """Write the students' copy of this repository: no sources, no answers, no tests, no grader."""
+    from lora_lab.course.classroom import ClassroomError
+    from lora_lab.course.classroom import release as write
+
+    try:
+        notebooks = write(_root(), out)
+    except (ClassroomError, OSError) as error:
+        raise _fail(str(error)) from None
+    typer.echo(f"{out}: {len(notebooks)} notebooks. In it stays what `use` goes on with (lora_lab/course/labs): marks rest on fresh inputs")
+
+
+@app.command()
+def bundle(
+    out: Annotated[Path, typer.Argument(help="The archive, a .zip.")] = Path("lora-lab-room.zip"),
+    model: Annotated[list[str] | None, typer.Option("--model", help="gpt2, gpt2-medium, ...; again for more. The pocket model is in it anyway.")] = None,
+    data: Annotated[bool, typer.Option("--data", help="Put E2E in (LORA_LAB_DATA, else the network).")] = False,
+    wheels: Annotated[bool, typer.Option("--wheels", help="Put all packages in, for start.py without a network.")] = False,
+    platform: Annotated[list[str] | None, typer.Option("--platform", help="win_amd64, macosx_11_0_arm64, ...: packages for it; again for more.")] = None,
+    python: Annotated[str | None, typer.Option("--python", help="Python version of these platforms, e.g. 3.12.")] = None,
+    torch_index: Annotated[str | None, typer.Option("--torch-index", help="Package index to take PyTorch's build from.")] = None,
+) -> None:
+    """One archive for a room of machines behind one address: unpack it anywhere, then python3 start.py."""
+    from lora_lab.course.classroom import ClassroomError
+    from lora_lab.course.classroom import bundle as pack
+
+    options = {"models": model or (), "data": data, "wheels": wheels, "platforms": platform or (), "python": python, "torch_index": torch_index}
+    try:
+        path = pack(_root(), out, say=typer.echo, **options)
+    except (ClassroomError, OSError) as error:
+        raise _fail(str(error)) from None
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.0f} MB")
+
+
+@app.command()
 def doctor() -> None:
     """Examine this machine; each failing line says what to do."""
     from lora_lab.doctor import diagnose_machine, render

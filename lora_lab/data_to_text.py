@@ -94,7 +94,7 @@ def load_task(name: str = "auto", folder: str | os.PathLike | None = None) -> Ta
         raise ValueError(f"no task is called {name!r}; there are 'e2e', 'lighthouses' and 'auto'")
     if name != "lighthouses":
         try:
-            parts = {part: read_examples(_e2e_file(file, folder)) for part, file in zip(_PARTS, E2E_SHA256, strict=True)}
+            parts = {part: read_examples(e2e_file(file, folder)) for part, file in zip(_PARTS, E2E_SHA256, strict=True)}
             return Task("e2e", **parts, rules=_with_names(E2E_RULES, parts.values()), template=e2e_template)
         except FetchError as error:
             if name == "e2e":
@@ -107,7 +107,8 @@ def load_task(name: str = "auto", folder: str | os.PathLike | None = None) -> Ta
 _PARTS = ("train", "validation", "test")
 
 
-def _e2e_file(file: str, folder: str | os.PathLike | None) -> Path:
+def e2e_file(file: str, folder: str | os.PathLike | None = None) -> Path:
+    """The path of one of E2E's files, its checksum compared: in `folder`, else in $LORA_LAB_DATA/e2e, else downloaded once."""
     from hashlib import sha256
 
     if folder is None and os.environ.get("LORA_LAB_DATA"):

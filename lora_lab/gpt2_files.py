@@ -113,13 +113,13 @@ def fill_models_folder(folder: str | os.PathLike, names: Iterable[str] = ("gpt2"
         if not _whole(target):
             source = _from_hub(name)
             _check_files(source)
-            _copy_model(source, target)
+            copy_model(source, target)
         made.append(target)
     return made
 
 
-def _copy_model(source: Path, target: Path) -> None:
-    """Everything is written beside its place and moved there at the end, in one step."""
+def copy_model(source: Path, target: Path) -> None:
+    """A copy of a model's folder, with the list of its checksums. It is written beside its place and moved there in one step. Raises FetchError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
