@@ -456,3 +456,27 @@ def test_in_a_real_kernel(tmp_path):
     assert "row_mean, line 3" in error["text/html"] and error[MIME]["kind"] == "check" and "return x @ x" in error["text/plain"]
     assert failed[MIME]["diagnosis"] == "no_division" and guess[MIME]["value"] == "b" and "Lab 0" in table["text/html"]
     assert outputs[7][0]["data"]["text/plain"] == "'time'"
+
+
+def test_with_a_name_the_inputs_are_ones_own_and_a_neighbours_numbers_fail(monkeypatch, tmp_path):
+    seen = {}
+
+    def spy(who):
+        def row_mean(x):
+            seen.setdefault(who, []).append(x.clone())
+            return x.mean(0)
+
+        return row_mean
+
+    for who in ("", "ada", "ada ", "grace"):
+        monkeypatch.setenv("LORA_LAB_STUDENT", who)
+        assert check("0.1", spy(who))
+    assert torch.equal(seen["ada"][0], seen["ada "][0])  # a blank behind a name is nobody else
+    assert not torch.equal(seen["ada"][0], seen["grace"][0]) and not torch.equal(seen["ada"][0], seen[""][0])
+    answers = iter([x.mean(0) for x in seen["ada"]])
+    monkeypatch.setenv("LORA_LAB_STUDENT", "grace")
+    assert not check("0.1", lambda x: next(answers))
+    monkeypatch.delenv("LORA_LAB_STUDENT")
+    unnamed = []
+    assert check("0.1", lambda x: unnamed.append(x.clone()) or x.mean(0))
+    assert torch.equal(unnamed[0], seen[""][0])

@@ -1,5 +1,5 @@
 """What a student calls: check, hint, use, predict, calibration, progress."""
 
-from .checks import calibration, check, hint, predict, progress, use
+from .checks import calibration, check, hint, predict, progress, student_seed, use
 
-__all__ = ["calibration", "check", "hint", "predict", "progress", "use"]
+__all__ = ["calibration", "check", "hint", "predict", "progress", "student_seed", "use"]
