@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -495,33 +495,54 @@ def pretrain(
         raise ValueError(f"{out} exists and is no model folder: nothing is written over it. Name another one")
     if work.resolve() == out.resolve():
         raise ValueError(f"{work} can't be both the model's folder and the work folder: the model replaces its folder")
-    corpus = prepare(folder, work, recipe.vocab, recipe.hold_out, recipe.megabytes, recipe.context, say)
-    need_disk(work, 4 * 12 * parameter_count(recipe))  # two checkpoints, one being written, the model; three numbers of 4 bytes a parameter
-    if tokens is None and minutes is None:
-        tokens = (len(corpus.train) - 1) // recipe.context / recipe.rows * recipe.step_tokens
-    checkpoint = work / "checkpoint.safetensors"
-    if train:
-        say(f"{len(corpus.train):,} tokens of text; a model of {parameter_count(recipe):,} parameters; checkpoints in {work}")
-        (work / "rendezvous").unlink(missing_ok=True)
-        arguments = (workers, work, recipe, corpus.fingerprint, tokens, minutes, every)
-        if workers == 1:
-            _run(0, *arguments)
-        else:
-            torch.multiprocessing.spawn(_run, arguments, nprocs=workers)
-    elif not checkpoint.is_file():
-        raise ValueError(f"there is no {checkpoint} to export: train first")
-    model = build_model(recipe, corpus.end)
-    progress = load_checkpoint(checkpoint, model, build_optimizers(model, recipe), recipe, corpus.fingerprint)
-    say("measuring on held-out text ...")
-    figures = measure(model, corpus, recipe, progress)
-    sample = excerpt(corpus.held, corpus.end, 4 * recipe.context)
+    with alone_in(work):
+        corpus = prepare(folder, work, recipe.vocab, recipe.hold_out, recipe.megabytes, recipe.context, say)
+        need_disk(work, 4 * 12 * parameter_count(recipe))  # two checkpoints, one being written, the model; three numbers of 4 bytes a parameter
+        if tokens is None and minutes is None:
+            tokens = (len(corpus.train) - 1) // recipe.context / recipe.rows * recipe.step_tokens
+        checkpoint = work / "checkpoint.safetensors"
+        if train:
+            say(f"{len(corpus.train):,} tokens of text; a model of {parameter_count(recipe):,} parameters; checkpoints in {work}")
+            (work / "rendezvous").unlink(missing_ok=True)
+            arguments = (workers, work, recipe, corpus.fingerprint, tokens, minutes, every)
+            if workers == 1:
+                _run(0, *arguments)
+            else:
+                torch.multiprocessing.spawn(_run, arguments, nprocs=workers)
+        elif not checkpoint.is_file():
+            raise ValueError(f"there is no {checkpoint} to export: train first")
+        model = build_model(recipe, corpus.end)
+        progress = load_checkpoint(checkpoint, model, build_optimizers(model, recipe), recipe, corpus.fingerprint)
+        say("measuring on held-out text ...")
+        figures = measure(model, corpus, recipe, progress)
+        sample = excerpt(corpus.held, corpus.end, 4 * recipe.context)
 
-    def bits(model: nn.Module) -> float:
-        return float(np.divide(*bits_per_byte(model, sample, corpus.bytes_of(), recipe.context).sum(0)))
+        def bits(model: nn.Module) -> float:
+            return float(np.divide(*bits_per_byte(model, sample, corpus.bytes_of(), recipe.context).sum(0)))
 
-    export(model, corpus.tokenizer, recipe, figures, out, bits)
-    say(f"{out}: {figures['bits_per_byte']:.3f} bits per byte, {figures['megabytes']:.1f} MB")
-    return figures
+        export(model, corpus.tokenizer, recipe, figures, out, bits)
+        say(f"{out}: {figures['bits_per_byte']:.3f} bits per byte, {figures['megabytes']:.1f} MB")
+        return figures
+
+
+@contextmanager
+def alone_in(work: Path):
+    """Keep a second run out of the work folder: each would take the other's checkpoints for its own. Ends with the process, however it ends.
+
+    Raises ValueError while another process is at work there.
+    """
+    from filelock import FileLock, Timeout
+
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another run is at work in {work}: wait for it, end it, or name another --work folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def measure(model: nn.Module, corpus: Corpus, recipe: Recipe, progress: Progress) -> dict:

@@ -453,6 +453,25 @@ def parent_of(stat):
         return None
 
 
+def test_two_runs_do_not_share_a_work_folder(straight, books, tmp_path):
+    """The second one comes while the first trains, from another process, as somebody who took the first for dead would start it."""
+    code = f"""
+from pathlib import Path
+from lora_lab.pretrain import alone_in
+with alone_in(Path({str(tmp_path / "work")!r})):
+    print("held", flush=True)
+    input()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another run is at work"):
+            pretrain.pretrain(books, tmp_path / "out", TINY, work=tmp_path / "work", tokens=TOKENS, say=lambda text: None)
+        assert not (tmp_path / "out").exists()
+        other.kill()  # a kill leaves no lock behind
+    pretrain.pretrain(books, tmp_path / "out", TINY, work=tmp_path / "work", tokens=TOKENS, say=lambda text: None)
+    assert (tmp_path / "out" / "config.json").exists()
+
+
 def test_an_unfinished_run_can_be_exported_and_says_what_it_is(straight, books, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
