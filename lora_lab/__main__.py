@@ -240,6 +240,60 @@ def bundle(
 
 
 @app.command()
+def site(
+    out: Annotated[Path, typer.Argument(help="Folder for the pages; an older site there is replaced.")],
+    executed: Annotated[Path | None, typer.Option(help="Folder with notebooks that were run already; others are run.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Run with fewer steps, for a look at the layout.")] = False,
+    lab: Annotated[list[str] | None, typer.Option("--lab", help="Only this lab, e.g. 02; again for more.")] = None,
+) -> None:
+    """Run the student notebooks and write them as static pages: an index, the labs, a sheet of paper for each."""
+    from lora_lab.course.site import SiteError, build_site
+
+    try:
+        pages = build_site(_root(), out, executed=executed, fast=fast, labs=lab, say=typer.echo)
+    except (SiteError, OSError) as error:
+        raise _fail(str(error)) from None
+    typer.echo(f"{pages[0]}: {len(pages) // 2} labs")
+
+
+@app.command()
+def grade(
+    submissions: Annotated[Path, typer.Argument(help="nbgrader's submitted/ tree, a folder of notebooks named by --pattern, or a zip of either.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; the same call goes on where a killed one stopped.")],
+    pattern: Annotated[str | None, typer.Option(help="Names of flat files, e.g. '{student}_*_{lab}.ipynb'. Default: '{student}_{lab}.ipynb'.")] = None,
+    lab: Annotated[list[str] | None, typer.Option("--lab", help="Grade only this lab, 02 or 2b; again for more.")] = None,
+    jobs: Annotated[int, typer.Option("-j", "--jobs", help="Processes; 0: one per core.")] = 1,
+    seed: Annotated[str | None, typer.Option(help="The secret of earlier results (a seed.json or its digits): the same marks, for an appeal.")] = None,
+    require: Annotated[
+        list[str] | None, typer.Option(help="Refuse to grade unless this wall stands: all, files, network, processes, user, programs, memory, disk.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Grade again what has marks already.")] = False,
+    nbgrader: Annotated[Path | None, typer.Option(help="Also write the marks into this gradebook.db of nbgrader.")] = None,
+) -> None:
+    """Grade notebooks: students' code runs behind walls, on inputs that nobody has seen."""
+    import os
+
+    from lora_lab.course.grading import BadSubmissions
+    from lora_lab.course.grading import grade as grade_all
+    from lora_lab.course.grading.client import StartFailed
+    from lora_lab.course.grading.walls import TooWeak
+
+    try:
+        found = grade_all(
+            submissions, out, pattern=pattern, labs=lab, seed=seed, require=require, n_jobs=jobs or os.cpu_count() or 1, force=force,
+            nbgrader=nbgrader, say=typer.echo,
+        )  # fmt: skip
+    except (BadSubmissions, TooWeak, StartFailed, ValueError, OSError, ImportError) as error:
+        raise _fail(str(error)) from None
+    except KeyboardInterrupt:
+        raise _fail("stopped; the same command goes on where this one was") from None
+    typer.echo(f"{out / 'grades.csv'}, class.html, feedback/ and more are written")
+    failed = sum(m["points"] is None for m in found["marks"])
+    if failed:
+        raise _fail(f"{failed} notebooks could not be graded because of a fault of the grader: grades.csv has ? there")
+
+
+@app.command()
 def doctor() -> None:
     """Examine this machine; each failing line says what to do."""
     from lora_lab.doctor import diagnose_machine, render
