@@ -21,8 +21,10 @@ from lora_lab.data_to_text import from_template, load_task, nearest_neighbour
 from lora_lab.fine_tune import POCKET, fine_tune, write
 from lora_lab.gpt2 import load_gpt2
 from lora_lab.pretrain import bits_per_byte
+from lora_lab.train import bf16_is_fast
 
 CALIBRATION = 30  # steps, of which the first are slow
+PRECISION = "bf16" if bf16_is_fast() else "fp32"
 
 
 def full_fine_tuning(model, tokenizer, task, steps):
@@ -32,11 +34,12 @@ def full_fine_tuning(model, tokenizer, task, steps):
     from lora_lab.train import linear_schedule, token_loss, train
 
     batches = TextBatches(examples(task.train, tokenizer, model.config.n_positions), POCKET.batch_size, pad=tokenizer.eos_token_id)
-    return train(model, batches, steps, linear_schedule(1e-3, steps, min(POCKET.warmup, steps // 10)), loss=token_loss(0.0), seed=0, device="cpu")
+    return train(model, batches, steps, linear_schedule(1e-3, steps, min(POCKET.warmup, steps // 10)), loss=token_loss(0.0), seed=0, device="cpu",
+                 precision=PRECISION)
 
 
 def lora(model, tokenizer, task, steps):
-    return fine_tune(model, tokenizer, task, POCKET, steps=steps, device="cpu")
+    return fine_tune(model, tokenizer, task, POCKET, steps=steps, device="cpu", precision=PRECISION)
 
 
 def steps_for(seconds, begin, name, task):
@@ -103,7 +106,7 @@ def main():
         print(f"{meaning}\n    {text}")
     if asked.full:
         rows.append(adapt("full", full_fine_tuning, own.model, task, meanings, seconds)[0])
-    found = machine("torch", "transformers", "sacrebleu") | {"task": task.name, "meanings": len(meanings), "model": str(own.model)}
+    found = machine("torch", "transformers", "sacrebleu") | {"task": task.name, "meanings": len(meanings), "model": str(own.model), "precision": PRECISION}
     if own.authors:
         model, tokenizer = load_gpt2(own.model)
         found["unseen_authors"] = {name: round(bits, 3) for name, bits in unseen(own.authors, model, tokenizer, 500 if asked.quick else 20_000)}
