@@ -5,6 +5,8 @@
 Importing this package needs torch and nothing heavier; what needs more imports it when it is called.
 """
 
+import importlib
+
 from .adapt import (
     Coverage,
     apply_lora,
@@ -21,20 +23,6 @@ from .counting import ParameterCount, breakeven_rank, count_parameters, lora_par
 from .data import Batches, Split, digits
 from .files import FetchError, atomic_write, fetch
 from .layers import LoRAConv1D, LoRAConv2d, LoRAEmbedding, LoRAFusedLinear, LoRALayer, LoRALinear
-from .report import amplifications, compare_subspaces, report
-from .spectra import (
-    amplification,
-    best_rank_r,
-    effective_rank,
-    energy,
-    factored_svd,
-    factored_svdvals,
-    intruder_dimensions,
-    leading_svd,
-    random_update,
-    stable_rank,
-    subspace_similarity,
-)
 from .sweep import sweep
 from .train import Step, TrainingDiverged, evaluate, train
 
@@ -95,18 +83,29 @@ __all__ = [
     "unmerge",
 ]
 
-# Half of what `import lora_lab` would cost is this one module, and most notebooks save no adapter.
-_FROM_STATE = ("AdapterError", "load_adapter", "lora_state_dict", "save_adapter")
-_FROM_COMBINING = ("combine", "compress")
+# Half of what `import lora_lab` would cost are these modules, and most notebooks save, measure and combine nothing.
+_LATER = {
+    "combining": ("combine", "compress"),
+    "reports": ("amplifications", "compare_subspaces", "report"),
+    "spectra": (
+        "amplification",
+        "best_rank_r",
+        "effective_rank",
+        "energy",
+        "factored_svd",
+        "factored_svdvals",
+        "intruder_dimensions",
+        "leading_svd",
+        "random_update",
+        "stable_rank",
+        "subspace_similarity",
+    ),
+    "state": ("AdapterError", "load_adapter", "lora_state_dict", "save_adapter"),
+}
 
 
 def __getattr__(name: str):
-    if name in _FROM_STATE:
-        from . import state
-
-        return getattr(state, name)
-    if name in _FROM_COMBINING:
-        from . import combining
-
-        return getattr(combining, name)
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
     raise AttributeError(f"module 'lora_lab' has no attribute {name!r}")

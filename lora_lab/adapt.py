@@ -509,7 +509,7 @@ def _refuse_tied(model: nn.Module, targets: dict[str, nn.Module], allowed: bool)
 
 
 def _suggest(wanted: str, modules: dict[str, nn.Module]) -> str:
-    linear = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
+    linear = [n for n, m in modules.items() if isinstance(m, nn.Linear) or is_conv1d(m)]
     ends = {end for n in linear for end in (n, n.rpartition(".")[2])}
     close = difflib.get_close_matches(wanted, sorted(ends), n=3, cutoff=0.5)
     if close:

@@ -190,7 +190,7 @@ def generate(
     rows = _encode(model, tokenizer, texts, max_new_tokens)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams if strategy == "beam" else 1,
-        length_penalty=length_penalty, no_repeat_ngram_size=no_repeat_ngram,
+        length_penalty=length_penalty if strategy == "beam" else 1.0, no_repeat_ngram_size=no_repeat_ngram,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
     )  # fmt: skip
     out = [""] * len(rows)

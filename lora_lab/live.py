@@ -282,7 +282,7 @@ def text_problem(task: str | Task = "lighthouses", model: str = "pocket", *, bat
         largest_r=64,
         loss=token_loss(),
         samples=samples,
-        r=16, alpha=32.0, lr=3e-3, steps=150, loss_name="loss, nats a token", expect=(0.5, 5.0), smooth=8, device=device,
+        r=16, alpha=32.0, lr=3e-3, steps=150, loss_name="cross-entropy, nats a token", expect=(0.5, 5.0), smooth=8, device=device,
         source=source,
     )  # fmt: skip
 

@@ -232,7 +232,7 @@ def amplification(W: Tensor, update, r: int) -> Tensor:
     return torch.linalg.vector_norm(S, dim=-1).to(dtype) / torch.linalg.matrix_norm(overlap)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Intruders:
     """What `intruder_dimensions` found. similarity, S (k,): of the tuned weight's top k directions, strongest first."""
 
@@ -382,7 +382,7 @@ def random_update(update, kind: str = "rotated", seed: int = 0):
     return U * root, root[:, None] * V.mT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LeadingSVD:
     """What `leading_svd` found, with what is known about its errors.
 

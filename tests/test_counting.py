@@ -267,3 +267,12 @@ def test_the_share_of_the_work(n, r):
     """(2 N² + 6 N r) / 3 N² as Schulman et al. count it; their formula has 2 N r multiplications three times."""
     # one division each: a few eps of 1e-16 apart
     assert matrix_flops(n, n, r) / matrix_flops(n, n) == pytest.approx((2 * n**2 + 6 * n * r) / (3 * n**2), rel=1e-12)
+
+
+def test_the_preset_of_the_pocket_model_is_the_model_that_ships():
+    from lora_lab.files import shipped
+    from lora_lab.presets import from_config, preset
+
+    fields = ("family", "layers", "d_model", "heads", "vocab", "context")
+    found, asked = from_config(shipped("pocket-gpt2")), preset("pocket")
+    assert {name: getattr(asked, name) for name in fields} == {name: getattr(found, name) for name in fields}

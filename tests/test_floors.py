@@ -74,6 +74,8 @@ def test_imports_go_down_only(path):
 
 def test_the_engine_of_checks_knows_no_lora():
     for path in sorted((PACKAGE / "course").glob("*.py")):
+        if path.stem == "classroom":  # packs the lab's models and data for a room; it checks nothing
+            continue
         below = {u for u in units(path) if FLOOR[u] < FLOOR["view"]} - {"files"}
         assert not below, f"course/{path.name} imports {below}; what knows LoRA belongs into course/labs"
 
@@ -96,7 +98,7 @@ def test_heavy_packages_wait_until_they_are_needed(path):
 def test_the_front_door_names_its_surface():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     imported = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    later = set(lora_lab._FROM_STATE)  # named, too, but imported when first asked for
+    later = {name for names in lora_lab._LATER.values() for name in names}  # named, too, but imported when first asked for
     assert set(lora_lab.__all__) - {"__version__"} == (imported - {"annotations"}) | later and not imported & later
     assert len(lora_lab.__all__) == len(set(lora_lab.__all__))
     for name in ("LoRALinear", "apply_lora", "merge", "unmerge", "remove_lora", "lora_disabled", "train", "evaluate", "count_parameters"):

@@ -9,11 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_lab.spectra import (
+    BASE_CACHE,
+    BaseCache,
     amplification,
     best_rank_r,
     effective_rank,
     energy,
     factored_svd,
+    factored_svdvals,
+    intruder_dimensions,
+    leading_svd,
+    random_update,
     stable_rank,
     subspace_similarity,
 )
@@ -380,6 +386,184 @@ def test_random_updates_meet_the_control():
     assert error < 0.05 * wanted
 
 
+# -- singular values alone
+
+@pytest.mark.parametrize(("out", "inn", "r"), [(20, 13, 4), (13, 20, 1), (6, 9, 8), (5, 5, 5)])
+def test_singular_values_of_stacks(out, inn, r):
+    B, A = normal(3, out, r), normal(3, r, inn, seed=1)
+    S = factored_svdvals(torch.from_numpy(B), torch.from_numpy(A), -0.5)
+    assert S.shape == (3, min(r, out, inn))
+    for i in range(3):
+        wanted = np.linalg.svd(0.5 * B[i] @ A[i], compute_uv=False)
+        np.testing.assert_allclose(S[i], wanted[: S.shape[1]], rtol=0, atol=REL * wanted[0])
+    assert (factored_svdvals(torch.zeros(3, out, r), torch.ones(3, r, inn)) == 0).all()
+
+
+# -- intruders
+
+def decaying(out, inn, seed=0):
+    """Singular values 0.9^i: far enough apart for their vectors to mean something."""
+    return with_spectrum(out, inn, 0.9 ** np.arange(min(out, inn)), seed)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("shape", [(40, 40), (60, 30), (30, 60)])
+def test_intruders_by_their_definition(side, shape):
+    W0, B, A = decaying(*shape)[0], normal(shape[0], 3, seed=1), normal(3, shape[1], seed=2)
+    found = intruder_dimensions(torch.from_numpy(W0), (torch.from_numpy(B), torch.from_numpy(A), 0.03), k=8, epsilon=0.7, side=side)
+    X, Y = (np.linalg.svd(W, full_matrices=False) for W in (W0, W0 + 0.03 * B @ A))
+    wanted = [max(abs(y @ x) for x in (X[0].T if side == "left" else X[2])) for y in (Y[0].T if side == "left" else Y[2])[:8]]
+    np.testing.assert_allclose(found.similarity, wanted, rtol=0, atol=1e-10)  # vectors turn by eps over gaps of 0.01
+    np.testing.assert_allclose(found.S, Y[1][:8], rtol=0, atol=REL)
+    assert found.places == tuple(i for i, s in enumerate(wanted) if s < 0.7) and found.count == len(found.places) > 0
+    assert f"{found.count} of the top 8 {side} singular vectors" in str(found)
+    dense = intruder_dimensions(W0, 0.03 * B @ A, k=8, epsilon=0.7, side=side)
+    np.testing.assert_allclose(dense.similarity, found.similarity, rtol=0, atol=1e-10)
+
+
+def test_a_direction_of_its_own_intrudes_and_one_within_does_not():
+    """W0 lies in 20 of 50 dimensions; u, v lie outside and are known exactly."""
+    W0, U, V = with_spectrum(50, 50, 0.9 ** np.arange(20))
+    u, v = np.linalg.svd(U.T)[2][25:26], np.linalg.svd(V.T)[2][25:26]
+    for strength, places in ((0.95, (1,)), (5.0, (0,)), (1e-3, ())):  # between S_1 = 1 and S_2 = 0.9, above all, below the top 10
+        found = intruder_dimensions(W0, (torch.from_numpy(strength * u.T), torch.from_numpy(v)))
+        assert found.places == places, "W0 keeps its other vectors, exactly"
+        assert found.similarity[[i for i in range(10) if i not in places]].min() > 1 - 1e-9
+    within = U[:, :1] * 3 @ V[:, :1].T
+    assert intruder_dimensions(W0, within).count == 0
+    assert intruder_dimensions(W0, np.zeros_like(W0)).similarity.min() == pytest.approx(1, abs=1e-9)
+    # it is about W0 + update, not about the update's own directions
+    tiny = intruder_dimensions(W0, (torch.from_numpy(1e-6 * u.T), torch.from_numpy(v)))
+    assert tiny.count == 0
+
+
+def test_the_rank_of_a_random_update_matters_and_not_only_its_norm():
+    """At norm 2 S_1 a rank-1 update makes an intruder and a dense one none, over 20 seeds, if singular values are 0.9^i."""
+    counts = {"rotated": [], "dense": []}
+    for seed in range(20):
+        W0 = decaying(128, 128, seed)[0]
+        one = torch.from_numpy(normal(128, 1, seed=seed + 100)), torch.from_numpy(normal(1, 128, seed=seed + 200))
+        one = one[0] * 2 / np.linalg.norm(one[0] @ one[1]), one[1]
+        for kind in counts:
+            counts[kind].append(intruder_dimensions(W0, random_update(one, kind, seed)).count)
+    assert counts["rotated"] == [1] * 20 and counts["dense"] == [0] * 20
+
+
+def test_singular_vectors_of_a_base_are_computed_once(monkeypatch):
+    calls = []
+    svd = torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda M, **k: calls.append(M.clone()) or svd(M, **k))
+    BASE_CACHE.clear()
+    W0 = torch.from_numpy(decaying(30, 20)[0])
+    update = torch.from_numpy(normal(30, 1)), torch.from_numpy(normal(1, 20, seed=1))
+    of_base = lambda: sum(torch.equal(M, W0) for M in calls)  # noqa: E731
+    first = intruder_dimensions(W0, update)
+    again = intruder_dimensions(W0.clone(), update)  # a copy is the same weight
+    assert of_base() == 1 and torch.equal(first.similarity, again.similarity)
+    intruder_dimensions(W0, update, side="right")
+    assert of_base() == 2
+    W0.data[0, 0] += 1e-9  # edits through .data escape torch's own count
+    intruder_dimensions(W0, update)
+    assert of_base() == 1, "the edited weight is another one"
+    BASE_CACHE.clear()
+    assert BASE_CACHE.nbytes == 0
+
+
+def test_the_cache_is_bounded_and_forgets_the_oldest():
+    weights = [torch.from_numpy(normal(10, 10, seed=i)) for i in range(3)]
+    cache = BaseCache(limit=2 * 800)  # 10 x 10 float64
+    vectors = [cache.vectors(W, "left") for W in weights[:2]]
+    assert cache.vectors(weights[0], "left") is vectors[0]
+    cache.vectors(weights[2], "left")
+    assert cache.nbytes == 1600 and cache.vectors(weights[0], "left") is vectors[0]
+    assert cache.vectors(weights[1], "left") is not vectors[1]
+    small = BaseCache(limit=100)
+    small.vectors(weights[0], "left")
+    assert small.nbytes == 0, "one that is too large pushes nothing out"
+
+
+# -- random updates
+
+@pytest.mark.parametrize("factors", [True, False])
+def test_random_updates_have_the_same_norm(factors):
+    B, A = normal(30, 3), normal(3, 20, seed=1)
+    update = (torch.from_numpy(B), torch.from_numpy(A), -2.0) if factors else torch.from_numpy(-2.0 * B @ A)
+    S = np.linalg.svd(2 * B @ A, compute_uv=False)
+    lora_B, lora_A = random_update(update, seed=4)
+    np.testing.assert_allclose(np.linalg.svd((lora_B @ lora_A).numpy(), compute_uv=False), S, rtol=0, atol=REL * S[0])
+    dense = random_update(update, "dense", seed=4)
+    assert dense.shape == (30, 20) and dense.norm().item() == pytest.approx(np.linalg.norm(S), rel=REL)
+    assert np.linalg.svd(dense.numpy(), compute_uv=False)[-1] > 0.01 * S[0], "full rank"
+    state = torch.get_rng_state()
+    assert torch.equal(dense, random_update(update, "dense", seed=4)) and not torch.equal(dense, random_update(update, "dense", seed=5))
+    assert torch.equal(state, torch.get_rng_state())
+    assert (random_update(torch.zeros(4, 3), "dense") == 0).all() and (random_update(torch.zeros(4, 3))[0] == 0).all()
+
+
+def test_rotated_updates_point_anywhere():
+    """Mean of |<u, e_1>|^2 over seeds is 1/d for each direction: uniform."""
+    update = torch.from_numpy(normal(12, 2)), torch.from_numpy(normal(2, 9, seed=1))
+    S = factored_svdvals(*update)
+    squares = np.array([((random_update(update, seed=s)[0] / S.sqrt()).numpy() ** 2) for s in range(600)])  # (600, 12, 2)
+    error = squares.std(0, ddof=1) / math.sqrt(600)
+    assert (np.abs(squares.mean(0) - 1 / 12) < 4.5 * error).all()  # 24 of them, the seeds are fixed
+
+
+# -- leading directions of a dense matrix
+
+SPECTRA = {
+    "fast": 0.5 ** np.arange(60), "slow": 0.97 ** np.arange(60), "flat": np.ones(60), "steps": np.repeat([4.0, 2.0, 1.0], 20),
+    "low rank": np.array([3.0, 2.0, 1.0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("shape", [(60, 90), (90, 60)])
+def test_leading_svd_knows_its_errors(name, shape):
+    """The measured error is the error, and the bound holds and is not slack, whatever the spectrum."""
+    M, _, _ = with_spectrum(*shape, SPECTRA[name])
+    true = np.linalg.svd(M, compute_uv=False)
+    found = leading_svd(torch.from_numpy(M), 8, oversample=0)  # so that what is returned is all that was found
+    U, S, Vh = (t.numpy() for t in found)
+    assert U.shape == (shape[0], 8) and Vh.shape == (8, shape[1])
+    left = M - (U * S) @ Vh
+    rounding = 1e-13 * true[0]  # norms of a residual of some eps
+    assert found.error == pytest.approx(np.linalg.norm(left), abs=rounding)
+    spectral = np.linalg.norm(left, 2)
+    # (10 sqrt(2 / pi) max |w|)^(1/13) is at most 1.8 for a Gaussian of 90 dimensions: the largest of 10 lengths near sqrt(90)
+    assert spectral - rounding <= found.bound <= 1.8 * spectral + rounding
+    for i in range(8):
+        assert S[i] <= true[i] + rounding and true[i] <= math.hypot(S[i], found.bound) + rounding
+    np.testing.assert_allclose(U.T @ U, np.eye(8), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.energy, np.cumsum(S**2) / (true**2).sum(), rtol=1e-12)
+    assert found.risk == 1e-10
+
+
+def test_leading_svd_finds_what_a_whole_svd_finds():
+    M, U, V = with_spectrum(200, 150, 0.8 ** np.arange(100))
+    found = leading_svd(torch.from_numpy(M), 12)
+    # the error of direction i falls with (S_23 / S_i)^(2 * 4 + 1); here 0.8^(11 * 9) = 3e-10, times the subspace's luck
+    np.testing.assert_allclose(found.S, 0.8 ** np.arange(12), rtol=1e-8)
+    np.testing.assert_allclose(np.abs(np.sum(found.U.numpy() * U[:, :12], 0)), 1, rtol=1e-8)
+    np.testing.assert_allclose(np.abs(np.sum(found.Vh.numpy().T * V[:, :12], 0)), 1, rtol=1e-8)
+    assert found.error == pytest.approx(math.sqrt((0.8 ** (2 * np.arange(12, 100))).sum()), rel=1e-6)
+
+
+def test_leading_svd_repeats_itself_and_leaves_torchs_seed_alone():
+    M = torch.from_numpy(normal(70, 50))
+    state = torch.get_rng_state()
+    a, b, c = leading_svd(M, 5), leading_svd(M, 5), leading_svd(M, 5, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(a.S, b.S) and a.bound == b.bound and not torch.equal(a.S, c.S)
+    zero = leading_svd(torch.zeros(6, 4), 2)
+    assert (zero.S == 0).all() and zero.error == zero.bound == 0 and (zero.energy == 1).all()
+    plain = leading_svd(M.float(), 5)
+    for scale in (2.0**-100, 2.0**100):  # squares would not fit into float32
+        scaled = leading_svd(M.float() * scale, 5)
+        np.testing.assert_allclose(scaled.S.numpy() / scale, plain.S, rtol=1e-6)  # powers of two: not even rounding differs, hardly
+        assert scaled.bound / scale == pytest.approx(plain.bound, rel=1e-6) and scaled.error / scale == pytest.approx(plain.error, rel=1e-6)
+
+
 # -- refusals
 
 B, A = torch.ones(11, 3), torch.ones(3, 7)
@@ -414,6 +598,19 @@ NAN = torch.ones(11, 3).index_fill(0, torch.tensor([4]), math.nan)
     (lambda: amplification(torch.ones(7, 11), (B, A), 1), r"\(7, 11\) and \(11, 7\).*Conv1D"),
     (lambda: amplification(torch.ones(11, 7), (B, A), 2), "numerical rank is 1"),
     (lambda: amplification(torch.ones(2, 3, 3), torch.eye(3) * torch.tensor([[[1.0]], [[0.0]]]), 1), "rank is 0"),
+    (lambda: factored_svdvals(A, B), "They look swapped"),
+    (lambda: intruder_dimensions(torch.ones(7, 11), (B, A)), r"\(7, 11\) and \(11, 7\).*Conv1D"),
+    (lambda: intruder_dimensions(torch.ones(11, 7), (B, A)), "top 10 directions; a 11 x 7 matrix has 7"),
+    (lambda: intruder_dimensions(torch.ones(11, 7), (B, A), k=3, side="top"), "found 'top'"),
+    (lambda: intruder_dimensions(torch.ones(11, 7), (B, A), k=3, epsilon=50), "0 to 1; found 50"),
+    (lambda: intruder_dimensions(torch.ones(11, 7), (NAN, A), k=3), "lora_B has 3 of 33"),
+    (lambda: intruder_dimensions(torch.ones(11, 7), (B,), k=3), "found 1 items"),
+    (lambda: random_update((B, A), "equal"), "found 'equal'"),
+    (lambda: random_update(torch.ones(2, 3, 3)), "not a stack"),
+    (lambda: leading_svd(torch.ones(3, 4), 4), r"found shape \(3, 4\) and r = 4"),
+    (lambda: leading_svd(torch.ones(2, 3, 4), 1), "one matrix"),
+    (lambda: leading_svd(NAN, 1), "M has 3 of 33"),
+    (lambda: leading_svd(torch.eye(3), 1, iterations=-1), "must not be negative; found 10 and -1"),
 ])
 def test_refusals_say_what_was_found(call, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):

@@ -15,6 +15,7 @@ from lora_lab.view import (
     plot_maps,
     plot_matrices,
     plot_panels,
+    plot_report,
     plot_spread,
     plot_staircase,
     volume_strip,
@@ -257,3 +258,60 @@ def test_strip_has_one_line_per_volume_and_marks_base_and_adapter():
     said = [text.get_text() for text in texts(figure)]
     assert {"−1", "0\u2002base", "1\u2002as trained"} <= set(said)
     assert re.search("from volume −1 to 1", " ".join(said))
+
+
+def report_row(module, S, r=4, part="whole", ratio=0.1, effective_rank=2.0):
+    from types import SimpleNamespace
+
+    return SimpleNamespace(module=module, S=S, r=r, part=part, ratio=ratio, effective_rank=effective_rank)
+
+
+def test_a_report_over_blocks_draws_a_line_per_kind_of_layer():
+    rows = []
+    for block in range(4):
+        rows.append(report_row(f"h.{block}.attn:q,v", (9.0, 1.0), part="whole", ratio=9.0))
+        for part, size in (("q", 0.1), ("v", 0.2)):
+            rows.append(report_row(f"h.{block}.attn:{part}", (2.0, 1.0 + block / 10), part="slice", ratio=size * (1 + block), effective_rank=1.5 + block / 10))
+    figure = plot_report(rows, title="ΔW grows with depth")
+    size, spread, values = figure.axes
+    drawn = [line.get_xydata().tolist() for line in size.lines]
+    assert len(drawn) == 2, "slices stand for their fused layer"
+    np.testing.assert_allclose(drawn[0], [[0, 10], [1, 20], [2, 30], [3, 40]])
+    np.testing.assert_allclose(spread.lines[0].get_ydata(), [1.5, 1.6, 1.7, 1.8])
+    assert set(spread.lines[-1].get_ydata()) == {4}  # r
+    np.testing.assert_allclose(values.lines[0].get_ydata(), [1, np.mean([0.5, 0.55, 0.6, 0.65])])
+    band = values.collections[0].get_paths()[0].vertices
+    assert band[band[:, 0] == 2][:, 1].min() == pytest.approx(0.5) and band[:, 1].max() == pytest.approx(1)
+    assert {"attn:q", "attn:v"} <= {text.get_text() for text in texts(figure)}
+    assert not overlaps(figure, lambda text: text.startswith("attn"))
+    figure.draw_without_rendering()
+    names = [text for text in texts(figure) if text.get_text().startswith("attn")]
+    assert all(not text.get_window_extent().overlaps(spread.bbox) for text in names), "names stay out of the next panel"
+
+
+def test_a_report_of_layers_that_do_not_repeat_has_a_row_for_each():
+    rows = [report_row("embed", (4.0, 2.0, 1.0)), report_row("head", (3.0,), r=None, ratio=float("inf"), effective_rank=float("nan")),
+            report_row("new", (0.0, 0.0), ratio=0.0, effective_rank=0.0)]  # fmt: skip
+    figure = plot_report(rows)
+    size, spread, values = figure.axes
+    assert [label.get_text() for label in size.get_yticklabels()] == ["embed", "head", "new"]
+    table = np.asarray(values.images[0].get_array().filled(np.nan))
+    np.testing.assert_allclose(table, [[1, 0.5, 0.25], [1, np.nan, np.nan], [np.nan] * 3])
+    shown = [text.get_text() for text in texts(figure)]
+    assert "10 %" in shown and "2 of 4" in shown and "∞" in shown and "–" in shown and "0 of 4" in shown
+    assert not overlaps(figure, lambda text: "of" in text or "%" in text)
+
+
+def test_a_report_without_rows_is_refused():
+    with pytest.raises(ValueError, match="at least one row"):
+        plot_report([])
+
+
+def test_a_real_report_is_drawn():
+    torch = pytest.importorskip("torch")
+    from lora_lab import apply_lora, report
+
+    blocks = torch.nn.ModuleDict({"h": torch.nn.ModuleList([torch.nn.ModuleDict({"q": torch.nn.Linear(6, 6), "up": torch.nn.Linear(6, 9)}) for _ in range(3)])})
+    found = report(apply_lora(blocks, 2, 4))
+    assert len(plot_report(found).axes) == 3
+    assert len(plot_report(report(apply_lora(torch.nn.Sequential(torch.nn.Linear(5, 4)), 2, 4, ["0"]))).axes) == 3

@@ -8,33 +8,47 @@ from lora_lab.view.figures import (
     plot_maps,
     plot_matrices,
     plot_panels,
+    plot_report,
     plot_spread,
     plot_staircase,
 )
+from lora_lab.view.figures_counting import plot_ledger, plot_steps
 from lora_lab.view.figures_finetune import plot_scores, plot_tokens
+from lora_lab.view.figures_gpt2 import plot_attention, plot_coverage, plot_fused, plot_heads
 from lora_lab.view.flight import flight_explorer
+from lora_lab.view.ledger_explorer import ledger_explorer
 from lora_lab.view.live_training import live_training
 from lora_lab.view.style import save_png, show, style
+from lora_lab.view.text_knob import text_knob
 from lora_lab.view.widgets import volume_knob, volume_strip
 
 __all__ = [
     "flight_explorer",
+    "ledger_explorer",
     "live_training",
+    "plot_attention",
     "plot_confusion",
+    "plot_coverage",
+    "plot_fused",
+    "plot_heads",
     "plot_images",
+    "plot_ledger",
     "plot_losses",
     "plot_maps",
     "plot_matrices",
     "plot_panels",
     "plot_photographs",
+    "plot_report",
     "plot_scores",
     "plot_spread",
     "plot_staircase",
+    "plot_steps",
     "plot_tokens",
     "rank_explorer",
     "save_png",
     "show",
     "style",
+    "text_knob",
     "volume_knob",
     "volume_strip",
 ]

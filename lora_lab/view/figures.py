@@ -347,7 +347,7 @@ def plot_panels(
     for axes in ends:
         for x, y, name in ends[axes]:  # only to take part in the layout: the names may need room to the right
             height = min(max(y[-1], axes.get_ylim()[0]), axes.get_ylim()[1])
-            axes.annotate(name, (x[-1], height), (7, 0), textcoords="offset points", fontsize="small", annotation_clip=False)
+            axes.annotate(name, (x[-1], height), (17, 0), textcoords="offset points", fontsize="small", annotation_clip=False)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes, lines in ends.items():
@@ -484,6 +484,117 @@ def plot_confusion(counts, names: Sequence | None = None, *, title: str = "", ce
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set(visible=True, color=GRID)
+    return figure
+
+
+@_styled
+def plot_report(report, *, title: str = "", width: float = 9.0, height: float = 3.3):
+    """What `report` found, in three panels: how large each update is, in how many directions it is spread, its singular values.
+
+    Where the layers repeat through the blocks of a model (h.0.attn.c_attn, h.1.attn.c_attn, ...), kinds of layers are lines over the
+    blocks, and spectra are means over them, on a band from the lowest to the highest. Elsewhere each layer has a row, and its spectrum is a
+    strip: dark is S_1, white 0. Slices of fused layers stand for themselves. Updates that are 0 have no spectrum.
+    """
+    rows = _finest(report)
+    if not rows:
+        raise ValueError("plot_report needs a report with at least one row; found none")
+    groups = {}
+    for row in rows:
+        pattern, block = _block(row.module)
+        groups.setdefault(pattern, []).append((block, row))
+    if max(map(len, groups.values())) >= 3 and all(block is not None for members in groups.values() for block, _ in members):
+        return _report_by_block(groups, title, width, height)
+    return _report_by_row(rows, title, width)
+
+
+def _finest(report) -> list:
+    """The rows of slices in place of their fused layer."""
+    fused = {row.module.rpartition(":")[0] for row in report if row.part == "slice"}
+    return [row for row in report if row.part == "slice" or row.module.rpartition(":")[0] not in fused or ":" not in row.module]
+
+
+def _block(name: str) -> tuple[str, int | None]:
+    """"h.3.attn.c_attn:q" -> ("attn.c_attn:q", 3)."""
+    parts = name.split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return (name, None) if at is None or at == len(parts) - 1 else (".".join(parts[at + 1 :]), int(parts[at]))
+
+
+def _report_by_block(groups: Mapping, title: str, width: float, height: float):
+    figure = new_figure(width, height + (0.4 if title else 0.0))
+    if title:
+        figure.suptitle(title, x=0.008, ha="left", fontweight="bold", fontsize="large", color=INK)
+    size, spread, values = figure.subplots(1, 3)
+    ends = []
+    for i, (name, members) in enumerate(groups.items()):
+        look = {"color": COLOURS[i % 5], "linestyle": DASHES[(i + i // 5) % 5], "marker": MARKERS[(i + i // 5) % 5], "markersize": 4.5}
+        blocks = np.array([block for block, _ in members])
+        for axes, numbers in ((size, [100 * row.ratio for _, row in members]), (spread, [row.effective_rank for _, row in members])):
+            axes.plot(blocks, numbers, zorder=3, **look)
+        ends.append((blocks, [100 * row.ratio for _, row in members], name))
+        live = [np.array(row.S) / row.S[0] for _, row in members if row.S[0] > 0]
+        if live:
+            shortest = min(map(len, live))
+            table = np.stack([S[:shortest] for S in live])
+            at = np.arange(1, shortest + 1)
+            values.fill_between(at, table.min(0), table.max(0), color=look["color"], alpha=0.15, linewidth=0, zorder=2)
+            values.plot(at, table.mean(0), zorder=3, **look)
+    limits = {row.r for members in groups.values() for _, row in members if row.r is not None}
+    if len(limits) == 1:
+        spread.axhline(limits.pop(), color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+    size.set_title("‖ΔW‖ / ‖W‖ in %", fontsize="medium")
+    spread.set_title("effective rank" + (", dashed: r" if len(spread.lines) > len(groups) else ""), fontsize="medium")
+    values.set_title("singular values, $S_i / S_1$", fontsize="medium")
+    for axes, label in ((size, "block"), (spread, "block"), (values, "i")):
+        axes.set_xlabel(label)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.04)
+        axes.xaxis.set_major_locator(_few_ticks(integer=True))
+    # Colour, dash and marker say the names again in the other panels.
+    figure.draw_without_rendering()
+    _label_lines(figure, size, max(x[-1] for x, _, _ in ends), [(y[-1], name) for _, y, name in ends], gap=9, ha="left", va="center", color=INK,
+                 fontsize="small", annotation_clip=False)  # fmt: skip
+    return figure
+
+
+def _report_by_row(rows: Sequence, title: str, width: float):
+    figure = new_figure(width, 1.0 + 0.3 * len(rows) + (0.4 if title else 0.0))
+    if title:
+        figure.suptitle(title, x=0.008, ha="left", fontweight="bold", fontsize="large", color=INK)
+    size, spread, values = figure.subplots(1, 3, sharey=True)
+    longest = max(len(row.S) for row in rows)
+    table = np.full((len(rows), longest), np.nan)
+    for place, row in enumerate(rows):
+        if row.S[0] > 0:
+            table[place, : len(row.S)] = np.array(row.S) / row.S[0]
+        for axes, number, text in (
+            (size, 100 * row.ratio, f"{100 * row.ratio:.3g} %"),
+            (spread, row.effective_rank, f"{row.effective_rank:.3g}" + (f" of {row.r}" if row.r is not None else "")),
+        ):
+            if not math.isfinite(number):  # over a weight that is 0, or only the first singular values are known
+                number, text = 0, "∞" if number > 0 else "–"
+            axes.plot([0, number], [place, place], "-", color=COLOURS[0], linewidth=2.2, solid_capstyle="round", zorder=3)
+            axes.plot(number, place, "o", color=COLOURS[0], zorder=4)
+            axes.annotate(text, (number, place), (8, 0), textcoords="offset points", va="center", fontsize="small", color=INK)
+    values.imshow(table, cmap=_sequential(), vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=(0.5, longest + 0.5, len(rows) - 0.5, -0.5))
+    for place in range(1, len(rows)):
+        values.axhline(place - 0.5, color=PAPER, linewidth=3)
+    values.set_title("singular values, $S_i / S_1$", fontsize="medium")
+    values.set_xlabel("i")
+    values.grid(False)
+    values.xaxis.set_major_locator(_few_ticks(integer=True))
+    size.set_title("‖ΔW‖ / ‖W‖", fontsize="medium")
+    spread.set_title("effective rank", fontsize="medium")
+    for axes in (size, spread):
+        axes.set_xlim(0, axes.get_xlim()[1] * 1.35 or 1)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.grid(False)
+    for axes in (size, spread, values):
+        axes.tick_params(length=0)
+    size.set_yticks(range(len(rows)), [row.module for row in rows])
+    size.tick_params(axis="y", labelcolor=INK)
+    size.set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 

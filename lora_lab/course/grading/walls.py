@@ -1,0 +1,88 @@
+"""Which walls stand, found by trying: our own code in a child does what a student's must not be able to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import client
+
+NAMES = ("files", "network", "processes", "user", "programs", "memory", "disk")
+
+
+@dataclass(frozen=True)
+class Wall:
+    """One protection. `strong`: it held when tried; `text`: what it does here, or what is weaker."""
+
+    name: str
+    strong: bool
+    text: str
+
+    def __str__(self):
+        return f"{'✓' if self.strong else '✗'} {self.name}: {self.text}"
+
+
+class TooWeak(RuntimeError):
+    """A wall that `--require` asks for does not stand here."""
+
+
+def look(server: client.Server, private: list[Path]) -> list[Wall]:
+    """Try every wall. `private`: folders and files that must not be readable: submissions, results, the lab's answers."""
+    way, limits = server.report["way"], server.limits
+    paths = [*private, client.PACKAGE / "course" / "labs", client.PACKAGE / "course" / "grading", Path.home(), f"/proc/{os.getpid()}/environ"]
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        with server.job("probe", paths=[str(p) for p in paths if os.path.exists(p) and Path(p) not in _shown(server)],
+                        folders=[str(server.folder), "/tmp", "/var/tmp", *([] if way in ("root", "user") else ["/dev/shm"]),
+                                 *(str(p) for p in private if p.is_dir())],
+                        port=listening.getsockname()[1], pids=[os.getpid(), server.process.pid]) as job:  # fmt: skip
+            found = json.loads(job.receive())
+    seen = sorted(path for path, readable in found["files"].items() if readable and not _only_ours(path, server))
+    written = sorted(path for path, could in found["writes"].items() if could)
+    reached = sorted(pid for pid, could in found["signal"].items() if could and int(pid) in (os.getpid(), server.process.pid))
+    by = {"root": "own mounts", "user": "own mounts in a user namespace", "landlock": "Landlock", "limits": "nothing"}[way]
+    whole_disk = found["disk"] is not None and found["disk"] <= limits.disk
+    megabytes, together = limits.memory >> 20, client._memory_below(os.getpid()) > 0
+    return [
+        Wall("files", not seen and not written, f"only Python, libraries and a stripped copy of the lab can be read ({by})" if not seen and not written
+             else f"student code can reach {', '.join([*seen, *written][:4])}: grade on Linux with user namespaces or Landlock, or in a throw-away machine"),
+        Wall("network", not found["connect"], ("no network: " + ("an empty network namespace" if way in ("root", "user") else "")
+             + (" and " if way in ("root", "user") and server.report["seccomp"] else "") + ("sockets are refused" if server.report["seccomp"] else ""))
+             if not found["connect"] else "student code can open connections"),
+        Wall("processes", not reached and way in ("root", "user"), "a process namespace of its own for each exercise; its end ends everything" if way in ("root", "user")
+             else ("signals to other processes are refused" if not reached else f"student code can send signals to {', '.join(reached)}")
+             + "; what it starts is searched for and ended afterwards"),
+        Wall("user", found["uid"] != os.geteuid() or way == "user", f"runs as user {found['uid']}" if found["uid"] != os.geteuid()
+             else "runs as you, in a user namespace without any capability" if way == "user" else "runs as the same user as the grader"),
+        Wall("programs", not found["exec"], "no other program can be started, no new namespace made" if not found["exec"] else "other programs can be started"),
+        Wall("memory", found["limits"]["AS"] > 0 and together, f"{megabytes} MB beyond torch for each process" +
+             (f", and {megabytes} MB for all of an exercise together" if together else ", but not for all of an exercise together")
+             + (f"; {limits.processes} processes and threads" if found["limits"]["NPROC"] == limits.processes else "; processes are not counted")),
+        Wall("disk", whole_disk, f"{limits.disk >> 20} MB for an exercise, in memory, gone afterwards" if whole_disk
+             else f"{limits.disk >> 20} MB for each file, without a limit for all of them"),
+    ]  # fmt: skip
+
+
+def _shown(server: client.Server) -> set[Path]:
+    return {Path(outside) for outside, _ in server._config(server.folder / "lab")["show"]}
+
+
+def _only_ours(path: str, server: client.Server) -> bool:
+    """A folder that is seen only as the way to something that is shown: /root, where Python lives in /root/.pyenv."""
+    if server.report["way"] not in ("root", "user"):
+        return False
+    return any(str(shown).startswith(path.rstrip("/") + "/") for shown in _shown(server))
+
+
+def demand(walls: list[Wall], required: list[str]) -> None:
+    """Raise TooWeak unless the required walls ("all", or names) stand."""
+    unknown = set(required) - {*NAMES, "all"}
+    if unknown:
+        raise ValueError(f"--require knows all, {', '.join(NAMES)}; found {', '.join(sorted(unknown))}")
+    missing = [wall for wall in walls if not wall.strong and ("all" in required or wall.name in required)]
+    if missing:
+        raise TooWeak("not graded, because --require asks for more than this system gives:\n" + "\n".join(map(str, missing)))
