@@ -18,6 +18,12 @@ from lora_lab.course.grading.submissions import Submission
 from lora_lab.course.labs import labs
 
 ROOT = Path(__file__).resolve().parents[1]
+STYLE = """
+def path(x, A, B):
+    return (B @ (A @ x.mT)).mT
+
+lora_forward = lambda x, W, b, A, B, alpha, r: x @ W.T + (0 if b is None else b) + alpha / r * path(x, A, B)
+"""
 
 
 def notebooks(lab) -> dict[str, bytes]:
@@ -36,9 +42,9 @@ def notebooks(lab) -> dict[str, bytes]:
     other = json.loads(solved)
     for cell in other["cells"]:
         if cell["metadata"].get("exercise") == "2.1":
-            cell["source"] = "def path(x, A, B):\n    return (B @ (A @ x.mT)).mT\n\nlora_forward = lambda x, W, b, A, B, alpha, r: x @ W.T + (0 if b is None else b) \\\n" \
-                             "    + alpha / r * path(x, A, B)"  # fmt: skip
-    return {"solved": solved.encode(), "unsolved": nbformat.writes(built.student).encode(), "wrong": json.dumps(wrong).encode(), "other": json.dumps(other).encode()}
+            cell["source"] = STYLE
+    texts = {"solved": solved, "unsolved": nbformat.writes(built.student), "wrong": json.dumps(wrong), "other": json.dumps(other)}
+    return {name: text.encode() for name, text in texts.items()}
 
 
 def main():
@@ -69,10 +75,10 @@ def main():
         empty.append(time.perf_counter() - began)
     server.close()
     everything = sorted(t for times in took.values() for t in times)
-    rows = [{"notebook": name, "points": points[name], "n": len(times), "median_s": statistics.median(times), "max_s": max(times)} for name, times in took.items()]
-    rows.append({"notebook": "all", "points": "", "n": len(everything), "median_s": statistics.median(everything), "max_s": everything[-1]})
-    rows.append({"notebook": "reading", "points": "", "n": len(reading), "median_s": statistics.median(reading), "max_s": max(reading)})
-    rows.append({"notebook": "empty", "points": "", "n": len(empty), "median_s": statistics.median(empty), "max_s": max(empty)})
+    rows = [
+        {"notebook": name, "points": points.get(name, ""), "n": len(times), "median_s": statistics.median(times), "max_s": max(times)}
+        for name, times in {**took, "all": everything, "reading": reading, "empty": empty}.items()
+    ]
     show(rows, found)
     save(asked.out, "grade", rows, found)
 

@@ -103,7 +103,7 @@ def compare(case, r, rounds, with_dense):
         if not taken:
             continue
         ratio = [t / base for t, base in zip(taken, times["report"], strict=False)]
-        low, middle, high = statistics.quantiles(ratio, n=4) if len(ratio) > 1 else ratio * 3
+        low, middle, high = statistics.quantiles(ratio, n=4, method="inclusive") if len(ratio) > 1 else ratio * 3
         rows.append({
             "case": f"{case} {len(lora_layers(model))} matrices r={r}", "who": name, "ms": 1e3 * statistics.median(taken),
             "ratio": middle, "q1": low, "q3": high, "off": off, "share": float("nan"),

@@ -70,7 +70,7 @@ def table(path: Path) -> list[list[str]]:
 
 def test_from_a_tree_to_everything(tmp_path):
     server_for()
-    where = tree(tmp_path / "submitted", ada=GOOD, bob=BAD, eve=b"\0\1\2")
+    where = tree(tmp_path / "submitted", ada=GOOD, bob=BAD, eve=b"\xff\xfe\0")
     found, said = run(where, tmp_path / "out")
     assert [row[:2] for row in table(tmp_path / "out" / "grades.csv")] == [["student", "0.1"], ["(maximum)", "1"], ["ada", "1"], ["bob", "0"], ["eve", "0"]]
     assert any("files" in line for line in said) and any("eve" in line and "not text" in line for line in said)
@@ -125,7 +125,7 @@ def test_numbers_learnt_from_the_notebooks_inputs_are_worth_nothing():
 
 def _right(script: Script):
     call = next(o for o in script.operations if o["op"] == "call")
-    alpha, r = call["args"][-2:]
+    alpha, r = call["args"]["list"][-2:]
     i = script.inputs
     return i["x"] @ (i["W"] + alpha / r * i["B"] @ i["A"]).T + i.get("b", 0.0)
 
@@ -197,10 +197,10 @@ def test_three_forms_of_the_same(tmp_path):
 
 
 def test_patterns(tmp_path):
-    for name in ("lovelaceada_12345_678_02b_adapt_digits-1.ipynb", "de_la_cruz_1_2_00.ipynb", "unknown.ipynb"):
+    for name in ("lovelaceada_12345_2_02b_adapt_digits-1.ipynb", "cruz_1_2_00.ipynb", "unknown.ipynb"):
         (tmp_path / name).write_bytes(GOOD)
     found, left_out = find(tmp_path, labs(), "{student}_*_*_{lab}*.ipynb")
-    assert {(s.student, s.lab) for s in found} == {("lovelaceada", "2b"), ("de", "0")} or {s.lab for s in found} == {"2b", "0"}
+    assert {(s.student, s.lab) for s in found} == {("lovelaceada", "2b"), ("cruz", "0")}
     assert len(left_out) == 1 and "unknown.ipynb" in left_out[0]
     with pytest.raises(BadSubmissions, match="{student}"):
         find(tmp_path, labs(), "{lab}.ipynb")
@@ -289,7 +289,7 @@ def all_numbers(inputs, answers) -> set[str]:
         for number in array.ravel()[:200]:
             if array.dtype.kind == "f" and number != round(float(number)):
                 found |= {f"{number:.4g}", f"{number:.3g}", f"{number:.6g}"}
-    return {text for text in found if len(text.lstrip("-0.")) >= 3}
+    return {text for text in found if len(text.replace(".", "").lstrip("-0")) >= 3}  # "2.2" may be the number of an exercise
 
 
 @pytest.mark.parametrize("number", labs())

@@ -115,7 +115,8 @@ class Hook:
     def find_spec(self, name, path=None, target=None): return None
     def __call__(self, *a, **k): return True
 """.strip()
-    before = [hook, "import ast", "import sys", "import builtins", "sys.meta_path[:0] = [Hook()]", "sys.path_hooks[:0] = [Hook()]", "ast.NodeVisitor.visit = Hook()",
+    before = [hook, "import ast", "import sys", "import builtins", "sys.meta_path[:0] = [Hook()]",
+              "sys.path_hooks[:0] = [Hook()]", "ast.NodeVisitor.visit = Hook()",
               "builtins.compile = Hook()", "sys.modules['json'] = Hook()"]  # fmt: skip
     assert attack(WRONG, *before)["points"] == 0
 
@@ -123,9 +124,8 @@ class Hook:
 # ---------------------------------------------------------------- ends and beginnings
 
 
-@pytest.mark.parametrize(
-    "way", ["sys.exit(0)", "os._exit(0)", "os.abort()", "os.kill(os.getpid(), 9)", "raise SystemExit", "raise KeyboardInterrupt", "os.close(3)", "os.closerange(0, 99)"]
-)
+@pytest.mark.parametrize("way", ["sys.exit(0)", "os._exit(0)", "os.abort()", "os.kill(os.getpid(), 9)", "raise SystemExit",
+                                 "raise KeyboardInterrupt", "os.close(3)", "os.closerange(0, 99)"])  # fmt: skip
 def test_leaving(way):
     assert attack(f"    {way}\n{WRONG}", "import os", "import sys")["points"] == 0
 
@@ -266,7 +266,10 @@ FORGERIES = {
 @pytest.mark.parametrize("what", FORGERIES)
 def test_forged_replies(what):
     before = ["import json", "import pickle", "import struct", "from lora_lab.course.runner import Answers", "from lora_lab.course.script import pack"]
-    body = f"    data = {FORGERIES[what]}\n    for o in {CHANNEL}:\n        for _ in range(9): o.sendall(struct.pack('<Q', len(data)) + data)\n    import os; os._exit(0)"
+    body = f"""    data = {FORGERIES[what]}
+    for o in {CHANNEL}:
+        for _ in range(9): o.sendall(struct.pack('<Q', len(data)) + data)
+    import os; os._exit(0)"""
     assert attack(body, *before)["points"] == 0
 
 
@@ -343,9 +346,8 @@ def test_links_and_odd_ways_to_files(tmp_path):
     assert attack(if_possible("import os", "won = len(os.listdir('/proc')) > 9"))["points"] == 0
 
 
-@pytest.mark.parametrize(
-    "name", ["lora_lab.course.labs", "lora_lab.course.labs.lab02", "lora_lab.course.grading.marks", "lora_lab.course.checks", "lora_lab.__main__", "mutants.lab02"]
-)
+@pytest.mark.parametrize("name", ["lora_lab.course.labs", "lora_lab.course.labs.lab02", "lora_lab.course.grading.marks", "lora_lab.course.checks",
+                                  "lora_lab.__main__", "mutants.lab02"])  # fmt: skip
 def test_importing_answers_and_grading(name):
     assert attack(if_possible(f"import {name}", "won = True"))["points"] == 0
 
@@ -359,7 +361,8 @@ def test_the_environment(monkeypatch):
 def test_frames_and_gc():
     """Judges, oracles, seeds and other students' answers are nowhere in the process's memory."""
     by_gc = ["import gc", "from lora_lab.course.exercise import Exercise, Case",
-             "won = any(type(o) in (Exercise, Case) or getattr(o, '__name__', '') in ('lora_output', '_forward_judge', 'inputs_seed') for o in gc.get_objects())"]  # fmt: skip
+             "found = [o for o in gc.get_objects() if type(o) in (Exercise, Case)]", "names = ('lora_output', '_forward_judge', 'inputs_seed')",
+             "won = bool(found) or any(getattr(o, '__name__', '') in names for o in gc.get_objects())"]  # fmt: skip
     assert attack(if_possible(*by_gc))["points"] == 0
     by_frames = ["import sys", "frame, names = sys._getframe(), set()", "while frame:", "    names |= set(frame.f_locals) | set(frame.f_globals)",
                  "    frame = frame.f_back", "won = bool(names & {'judge', 'examine_seed', 'secret', 'expected', 'exercise', 'submission'})"]  # fmt: skip
@@ -384,8 +387,9 @@ def test_sockets(way):
     assert grade(answer("2.1", SIGNATURE + if_possible("import socket", "socket.socket(socket.AF_UNIX)", "won = True")), server=server)["points"] == 0
 
 
-@pytest.mark.parametrize("call", ["subprocess.run(['/bin/true'], check=True)", "os.execv('/bin/true', ['true'])", "ctypes.CDLL(None).unshare(0x10000000) == 0 or 1/0",
-                                  "os.setuid(0) or os.getuid() == 0 or 1/0", "os.chroot('/')", "os.mkfifo('/x')", "ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0 or 1/0"])  # fmt: skip
+@pytest.mark.parametrize("call", ["subprocess.run(['/bin/true'], check=True)", "os.execv('/bin/true', ['true'])", "os.chroot('/')",
+                                  "ctypes.CDLL(None).unshare(0x10000000) == 0 or 1/0", "os.mkfifo('/x')", "os.setuid(0) or 1/0 if os.getuid() else 1/0",
+                                  "ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0 or 1/0"])  # fmt: skip
 def test_kernel_interfaces(call):
     assert attack(if_possible("import os, subprocess, ctypes", call, "won = True"), server=strong())["points"] == 0
 
@@ -417,7 +421,8 @@ def test_an_exercise_that_says_it_is_another():
 
 
 def test_forged_records_are_no_marks():
-    forged = [{"version": 1, "id": f"{n}", "time": "2026-01-01T00:00:00Z", "kind": "check", "exercise": "2.1", "passed": True, "status": "passed"} for n in range(9)]
+    claim = {"version": 1, "time": "2026-01-01T00:00:00Z", "kind": "check", "exercise": "2.1", "passed": True, "status": "passed"}
+    forged = [{**claim, "id": f"{n}"} for n in range(9)]
     strange = [{"id": 1}, {"id": "a", "time": "b", "kind": "check", "exercise": ["2.1"], "passed": {"x": 1}}, "text", None, {"kind": "x" * 9999}]
     found = grade(notebook(HEAD, code(SIGNATURE + WRONG, records=[*forged, *strange])))
     assert found["points"] == 0 and len(found["records"]) == 10

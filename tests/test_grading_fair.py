@@ -88,18 +88,21 @@ def test_the_labs_own_can_be_lent(number):
 
 
 # ---------------------------------------------------------------- one notebook each
+START = "def lora_forward(x, W, b, A, B, alpha, r):\n"
+END = "\n    return h if b is None else h + b"
+INNER = BODY.replace("\n", "\n    ")
 
 FAIR = {
     "helpers in other cells": [HEAD, "def path(x, A, B):\n    return (x @ A.T) @ B.T", "SCALE = 1.0",
-                               "def lora_forward(x, W, b, A, B, alpha, r):\n    h = x @ W.T + SCALE * alpha / r * path(x, A, B)\n    return h if b is None else h + b"],
+                               START + "    h = x @ W.T + SCALE * alpha / r * path(x, A, B)" + END],
     "out of order": [RIGHT["2.1"].replace("math", "math"), 'check("2.1", lora_forward)', "def unused(): pass", HEAD],
     "a helper below": ["lora_forward = partial(general, 1.0)", "def general(k, x, W, b, A, B, alpha, r):\n" + BODY, "from functools import partial", HEAD],
     "extra imports": ["import collections.abc, os.path as p\nfrom typing import *\nimport scipy.linalg", HEAD, RIGHT["2.1"]],
-    "imports of what is not here": ["import no_such_package\nfrom nowhere import nothing", "try:\n    import einops\nexcept ImportError:\n    einops = None", HEAD,
-                                    "def lora_forward(x, W, b, A, B, alpha, r):\n    if einops is Ellipsis: return None\n" + BODY],
+    "imports of what is not here": ["import no_such_package\nfrom nowhere import nothing", "try:\n    import einops\nexcept ImportError:\n    einops = None",
+                                    HEAD, START + "    if einops is Ellipsis: return None\n" + BODY],
     "try and except around imports": ["try:\n    import torch_of_tomorrow as T\nexcept ImportError:\n    import torch as T", HEAD,
-                                      "def lora_forward(x, W, b, A, B, alpha, r):\n    h = T.matmul(x, W.T) + alpha / r * T.matmul(T.matmul(x, A.T), B.T)\n    return h if b is None else h + b"],
-    "a star import": ["from torch import *", "def lora_forward(x, W, b, A, B, alpha, r):\n    h = matmul(x, W.T) + alpha / r * matmul(matmul(x, A.T), B.T)\n    return h if b is None else h + b"],
+                                      START + "    h = T.matmul(x, W.T) + alpha / r * T.matmul(T.matmul(x, A.T), B.T)" + END],
+    "a star import": ["from torch import *", START + "    h = matmul(x, W.T) + alpha / r * matmul(matmul(x, A.T), B.T)" + END],
     "magics": ["%matplotlib inline\n%load_ext autoreload", HEAD, "%%time\n" + RIGHT["2.1"], "!nvidia-smi", "lora_forward?", "files = !ls"],
     "a magic in the cell": [HEAD, "%time 1\n" + RIGHT["2.1"] + "\n!ls -l\n%timeit -n1 lora_forward"],
     "pip lines": ["!pip install einops", "%pip install -q einops", "pip install einops", HEAD, "pip install torch\n" + RIGHT["2.1"]],
@@ -108,9 +111,10 @@ FAIR = {
     "renamed": [HEAD, RIGHT["2.1"].replace("lora_forward", "my_own"), 'check("2.1", my_own)'],
     "renamed, the check by keyword": [HEAD, RIGHT["2.1"].replace("lora_forward", "my_own"), 'check("2.1", student=my_own)'],
     "a lambda": [HEAD, "lora_forward = lambda x, W, b, A, B, alpha, r: x @ W.T + (0 if b is None else b) + alpha / r * (x @ A.T @ B.T)"],
-    "a callable object": [HEAD, "class Forward:\n    def __call__(self, x, W, b, A, B, alpha, r):\n    " + BODY.replace("\n", "\n    "), "lora_forward = Forward()"],
-    "a method": [HEAD, "class F_:\n    @staticmethod\n    def forward(x, W, b, A, B, alpha, r):\n    " + BODY.replace("\n", "\n    "), 'check("2.1", F_.forward)'],
-    "decorated": [HEAD, "import functools\ndef loud(f):\n    @functools.wraps(f)\n    def g(*a, **k):\n        return f(*a, **k)\n    return g", "@loud\n" + RIGHT["2.1"]],
+    "a callable object": [HEAD, "class Forward:\n    def __call__(self, x, W, b, A, B, alpha, r):\n    " + INNER, "lora_forward = Forward()"],
+    "a method": [HEAD, "class F_:\n    @staticmethod\n    def forward(x, W, b, A, B, alpha, r):\n    " + INNER, 'check("2.1", F_.forward)'],
+    "decorated": [HEAD, "import functools\ndef loud(f):\n    @functools.wraps(f)\n    def g(*a, **k):\n        return f(*a, **k)\n    return g",
+                  "@loud\n" + RIGHT["2.1"]],
     "wrapped afterwards": [HEAD, RIGHT["2.1"], "import functools", "lora_forward = functools.lru_cache(None)(lora_forward) if False else lora_forward"],
     "written, then the stub again": [HEAD, RIGHT["2.1"], STUB],
     "the stub, then written": [HEAD, STUB, 'check("2.1", lora_forward)', RIGHT["2.1"]],
@@ -120,16 +124,19 @@ FAIR = {
     "an edited check": [HEAD, RIGHT["2.1"], 'check("2.1", lora_forward(1, 2))', "check()"],
     "duplicated cells": [HEAD, HEAD, RIGHT["2.1"], RIGHT["2.1"], 'check("2.1", lora_forward)', 'check("2.1", lora_forward)'],
     "a cell with a syntax error": [HEAD, "def lora_forward(x, W, b, A, B:", RIGHT["2.1"], "this is not Python"],
-    "training all around": [HEAD, "while True: pass", RIGHT["2.1"], "for step in range(10**9): torch.randn(9).sum()", "raise SystemExit", "x = lora_forward(1)"],
+    "training all around": [HEAD, "while True: pass", RIGHT["2.1"],
+                            "for step in range(10**9): torch.randn(9).sum()", "raise SystemExit", "x = lora_forward(1)"],
     "use above": [HEAD, RIGHT["2.1"], 'lora_forward = use("2.1", lora_forward)', "h = lora_forward"],
     "a table filled in a loop": [HEAD, "powers = {}\nfor k in range(3):\n    powers[k] = 1.0 ** k", RIGHT["2.1"].replace("alpha / r", "powers[2] * alpha / r")],
-    "a counter": [HEAD, "calls = 0", "calls += 1", "def lora_forward(x, W, b, A, B, alpha, r):\n    global calls\n    calls += 1\n" + BODY],
-    "named in a class": [HEAD, "class Config:\n    one: float = 1.0", "cfg = Config()", "cfg.one = 1.0", RIGHT["2.1"].replace("alpha / r", "cfg.one * alpha / r")],
-    "a dataclass": [HEAD, "from dataclasses import dataclass\n@dataclass\nclass C:\n    one: float = 1.0", "c = C()", RIGHT["2.1"].replace("alpha / r", "c.one * alpha / r")],
+    "a counter": [HEAD, "calls = 0", "calls += 1", START + "    global calls\n    calls += 1\n" + BODY],
+    "named in a class": [HEAD, "class Config:\n    one: float = 1.0", "cfg = Config()", "cfg.one = 1.0",
+                         RIGHT["2.1"].replace("alpha / r", "cfg.one * alpha / r")],
+    "a dataclass": [HEAD, "from dataclasses import dataclass\n@dataclass\nclass C:\n    one: float = 1.0", "c = C()",
+                    RIGHT["2.1"].replace("alpha / r", "c.one * alpha / r")],
     "with a seed and a dtype set": [HEAD, "torch.manual_seed(3)\ntorch.set_default_dtype(torch.float64)", RIGHT["2.1"]],
     "slow but correct": [HEAD, "import time\n" + RIGHT["2.1"].replace("    h =", "    time.sleep(0.5)\n    h =", 1)],
-    "a double loop": [HEAD, "def lora_forward(x, W, b, A, B, alpha, r):\n    M = W + alpha / r * B @ A\n    rows = [[(row * m).sum() for m in M] for row in x.reshape(-1, x.shape[-1])]\n"
-                      "    h = torch.stack([torch.stack(row) for row in rows]).reshape(*x.shape[:-1], len(M))\n    return h if b is None else h + b"],
+    "a double loop": [HEAD, START + "    M = W + alpha / r * B @ A\n    rows = [[(row * m).sum() for m in M] for row in x.reshape(-1, x.shape[-1])]\n"
+                      "    h = torch.stack([torch.stack(row) for row in rows]).reshape(*x.shape[:-1], len(M))" + END],
     "typing names": [HEAD + "\nfrom typing import Optional", RIGHT["2.1"].replace("(x, W, b,", "(x: torch.Tensor, W, b: Optional[torch.Tensor],")],
     "windows line ends": [HEAD.replace("\n", "\r\n"), RIGHT["2.1"].replace("\n", "\r\n")],
     "an await elsewhere": [HEAD, "import asyncio\nawait asyncio.sleep(0)", RIGHT["2.1"]],
@@ -159,7 +166,8 @@ def test_float32_and_float64_answers():
 
 
 def test_an_error_costs_only_its_exercise():
-    cells = [HEAD, "def lora_forward(x):\n    return undefined", "def init_factors(*a):\n    raise RuntimeError", 'init_factors = use("2.2", init_factors)', MODULE]
+    cells = [HEAD, "def lora_forward(x):\n    return undefined", "def init_factors(*a):\n    raise RuntimeError",
+             'init_factors = use("2.2", init_factors)', MODULE]  # fmt: skip
     found = grade(notebook(*cells), "2.1", "2.2", "2.4")
     assert {id: e["points"] for id, e in found["exercises"].items()} == {"2.1": 0, "2.2": 0, "2.4": 4}
     assert found["exercises"]["2.4"]["lent"] == ["init_factors"]
@@ -184,7 +192,8 @@ def test_what_is_lent_does_not_answer_its_own_exercise():
 
 def test_the_students_own_counts_where_the_lent_one_does_not_fit():
     """A wrong 2.2 that returns three things, and a 2.4 that takes three: the two fit each other."""
-    cells = [HEAD, "def init_factors(d_in, d_out, r):\n    return torch.randn(r, d_in) / d_in**0.5, torch.zeros(d_out, r), 'more'", MODULE.replace("A, B = init", "A, B, _ = init")]
+    three = "def init_factors(d_in, d_out, r):\n    return torch.randn(r, d_in) / d_in**0.5, torch.zeros(d_out, r), 'more'"
+    cells = [HEAD, three, MODULE.replace("A, B = init", "A, B, _ = init")]
     found = grade(notebook(*cells), "2.2", "2.4")
     assert found["exercises"]["2.4"]["points"] == 4
 
@@ -198,8 +207,8 @@ def taken(cells: list[str], id: str = "2.1", name: str = "lora_forward") -> list
 
 
 def test_only_what_is_reached_is_taken():
-    cells = ["import torch\nimport pandas as pd", "x = load()\nmodel = train(x)", "def helper(x):\n    loss = x + k\n    return loss", "k = 3", "loss = model(x)",
-             "def lora_forward(x):\n    return helper(x) * torch.ones(1)"]  # fmt: skip
+    cells = ["import torch\nimport pandas as pd", "x = load()\nmodel = train(x)", "def helper(x):\n    loss = x + k\n    return loss", "k = 3",
+             "loss = model(x)", "def lora_forward(x):\n    return helper(x) * torch.ones(1)"]  # fmt: skip
     assert taken(cells) == ["import torch", "def helper(x):", "k = 3", "def lora_forward(x):"]
 
 

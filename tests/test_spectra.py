@@ -477,9 +477,9 @@ def test_the_cache_is_bounded_and_forgets_the_oldest():
     cache.vectors(weights[2], "left")
     assert cache.nbytes == 1600 and cache.vectors(weights[0], "left") is vectors[0]
     assert cache.vectors(weights[1], "left") is not vectors[1]
-    small = BaseCache(limit=100)
-    small.vectors(weights[0], "left")
-    assert small.nbytes == 0, "one that is too large pushes nothing out"
+    kept = cache.vectors(weights[0], "left")
+    cache.vectors(torch.from_numpy(normal(20, 20)), "left")  # 3,200 bytes
+    assert cache.nbytes == 1600 and cache.vectors(weights[0], "left") is kept, "one that is too large pushes nothing out"
 
 
 # -- random updates

@@ -15,6 +15,7 @@ from lora_lab.view.figures import (
 from lora_lab.view.figures_counting import plot_ledger, plot_steps
 from lora_lab.view.figures_finetune import plot_scores, plot_tokens
 from lora_lab.view.figures_gpt2 import plot_attention, plot_coverage, plot_fused, plot_heads
+from lora_lab.view.figures_spectra import plot_similarities, plot_subspaces
 from lora_lab.view.flight import flight_explorer
 from lora_lab.view.ledger_explorer import ledger_explorer
 from lora_lab.view.live_training import live_training
@@ -40,9 +41,11 @@ __all__ = [
     "plot_photographs",
     "plot_report",
     "plot_scores",
+    "plot_similarities",
     "plot_spread",
     "plot_staircase",
     "plot_steps",
+    "plot_subspaces",
     "plot_tokens",
     "rank_explorer",
     "save_png",

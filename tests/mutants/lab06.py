@@ -39,7 +39,8 @@ def _nearest(expression: str, before: str = _TWO) -> str:
 
 MUTANTS = {
     "6.1": [
-        Mutant("a dense SVD, cut", _svd("U, S, Vh = torch.linalg.svd(scaling * B @ A, full_matrices=False)\nr = B.shape[1]\nreturn U[:, :r], S[:r], Vh[:r]"), "dense"),
+        Mutant("a dense SVD, cut", _svd(
+            "U, S, Vh = torch.linalg.svd(scaling * B @ A, full_matrices=False)\nr = B.shape[1]\nreturn U[:, :r], S[:r], Vh[:r]"), "dense"),
         Mutant("a dense SVD, whole", _svd("return torch.linalg.svd(scaling * B @ A, full_matrices=False)"), "too_many"),
         Mutant("dense, by the Gram matrix of ΔW", _svd(
             "W = scaling * B @ A\nr = B.shape[1]\nU, S, V = torch.svd_lowrank(W, q=r, niter=8)\nreturn U, S, V.T"), "dense"),
@@ -64,11 +65,15 @@ MUTANTS = {
         Mutant("S alone", _svd(_SMALL + "return S"), "only_S"),
         Mutant("the product", _svd(_SMALL + "return (Q_B @ U * S) @ (Vh @ Q_A.T)"), "one_matrix"),
         Mutant("two SVDs, multiplied", _svd(
-            "U, S, _ = torch.linalg.svd(B, full_matrices=False)\n_, T, Vh = torch.linalg.svd(A, full_matrices=False)\nreturn U, scaling * S * T, Vh"), "spectra_multiplied"),
+            "U, S, _ = torch.linalg.svd(B, full_matrices=False)\n"
+            "_, T, Vh = torch.linalg.svd(A, full_matrices=False)\nreturn U, scaling * S * T, Vh"), "spectra_multiplied"),
         Mutant("the SVD of A", _svd("U, S, Vh = torch.linalg.svd(A, full_matrices=False)\nreturn torch.linalg.qr(B)[0] @ U, S, Vh"), "one_factor"),
-        Mutant("by eigh of Gram matrices", _svd(
-            "M = scaling ** 2 * A.T @ (B.T @ B) if False else None\nQ, R = torch.linalg.qr(A.T)\nC = scaling * B @ R.T\n"
-            "L, V = torch.linalg.eigh(C.T @ C)\nL, V = L.flip(0).clamp(min=0), V.flip(1)\nS = L.sqrt()\nreturn C @ V / S.clamp(min=1e-300), S, (Q @ V).T"), "gram"),
+        Mutant("by eigh of a Gram matrix", _svd(
+            "Q, R = torch.linalg.qr(A.T)\nC = scaling * B @ R.T\nL, V = torch.linalg.eigh(C.T @ C)\nL, V = L.flip(0).clamp(min=0), V.flip(1)\n"
+            "S = L.sqrt()\nreturn C @ V / S.clamp(min=1e-300), S, (Q @ V).T"), "gram"),
+        Mutant("QR by Cholesky", _svd(
+            "R_B = torch.linalg.cholesky(B.T @ B + 1e-30 * torch.eye(B.shape[1])).T\nR_A = torch.linalg.cholesky(A @ A.T).T\n"
+            "U, S, Vh = torch.linalg.svd(scaling * R_B @ R_A.T)\nreturn B @ R_B.inverse() @ U, S, Vh @ (A.T @ R_A.inverse()).T"), "gram"),
         Mutant("eigenvalues for S", _svd(
             "Q, R = torch.linalg.qr(A.T)\nC = scaling * B @ R.T\nL, V = torch.linalg.eigh(C.T @ C)\nL, V = L.flip(0), V.flip(1)\n"
             "return C @ V / L.sqrt(), L, (Q @ V).T"), "squares"),

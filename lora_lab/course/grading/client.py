@@ -172,7 +172,8 @@ class Server:
                 landlock.append([site, "files"])
         return {
             "show": [*([p, p] for p in seen), [str(lab), str(lab)], [str(data), str(inside)]], "hide": hide, "landlock": landlock,
-            "root": str(self.folder / "root"), "path": [str(lab), *python, *sites], "uid": self.uid, "others_can_read": all(map(_others_can_read, [*python, *sites, str(lab)])),
+            "root": str(self.folder / "root"), "path": [str(lab), *python, *sites], "uid": self.uid,
+            "others_can_read": all(map(_others_can_read, [*python, *sites, str(lab)])),
             "way": self.way, "limits": asdict(self.limits),
         }  # fmt: skip
 

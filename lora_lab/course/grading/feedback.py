@@ -61,7 +61,7 @@ class Html(str):
 # ---------------------------------------------------------------- what a student may read
 
 _SHAPE = re.compile(r"shape \((?:\d+(?:, ?\d*)*)?\)(?: \(a single number\))?")
-_NUMBER = re.compile(r"(?<![A-Za-z_])[-+−]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![A-Za-z_])[-+−]?(?:\d+(?:[,_]\d{3})*\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
 
 
 def without_numbers(text: str) -> str:
@@ -195,8 +195,8 @@ def _lab_section(lab: Lab, group: list[dict]) -> list[str]:
 
 
 def _hints(m: dict, exercise: str) -> int:
-    rungs = {r.get("rung") for r in m["records"] if r["kind"] == "hint" and r.get("exercise") == exercise and r.get("rung") in (1, 2, 3)}
-    return len(rungs)
+    """The highest rung that was asked for, 0 to 3."""
+    return max((r["rung"] for r in m["records"] if r["kind"] == "hint" and r.get("exercise") == exercise and r.get("rung") in (1, 2, 3)), default=0)
 
 
 def _tries(group: list[dict], exercise: str) -> str:

@@ -80,14 +80,14 @@ def find(where: str | os.PathLike, labs: dict[str, Lab], pattern: str | None = N
     return chosen, left_out
 
 
-def _who(path: PurePosixPath, named: re.Pattern, labs: dict[str, Lab]) -> tuple[str, str] | None:
+def _who(path: PurePosixPath, named: list[re.Pattern], labs: dict[str, Lab]) -> tuple[str, str] | None:
     by_name = _names(labs)
     parts = path.parts
     if len(parts) >= 3:  # …/student/lab/notebook.ipynb; one folder above all students is common in zips
         lab = by_name.get(path.stem.lower()) or by_name.get(parts[-2].lower())
         if lab and parts[-2].lower() in by_name or lab and path.stem.lower() in by_name:
             return parts[-3], lab
-    match = named.fullmatch(path.name)
+    match = next((match for pattern in named if (match := pattern.fullmatch(path.name))), None)
     return (match["student"].strip(), by_name[match["lab"].lower()]) if match else None
 
 
@@ -98,12 +98,17 @@ def _names(labs: dict[str, Lab]) -> dict[str, str]:
     return names
 
 
-def _pattern(text: str, labs: dict[str, Lab]) -> re.Pattern:
+def _pattern(text: str, labs: dict[str, Lab]) -> list[re.Pattern]:
+    """Full names before labels before numbers: in ada_1_2_02_lora_layer.ipynb the lab is none of 1 and 2."""
     if text.count("{student}") != 1 or text.count("{lab}") != 1:
         raise BadSubmissions(f"--pattern needs {{student}} and {{lab}} once each, as in {PATTERN!r}; found {text!r}")
-    names = "|".join(re.escape(name) for name in sorted(_names(labs), key=len, reverse=True))
-    pieces = {"{student}": "(?P<student>.+?)", "{lab}": f"(?P<lab>{names})", "*": ".*?"}
-    return re.compile("".join(pieces.get(part, re.escape(part)) for part in re.split(r"(\{student\}|\{lab\}|\*)", text)), re.IGNORECASE)
+    found = []
+    for names in ([lab.name for lab in labs.values()], [lab.label for lab in labs.values()], list(labs)):
+        which = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+        pieces = {"{student}": "(?P<student>.+?)", "{lab}": f"(?<![^\\W_])(?P<lab>{which})(?![^\\W_])", "*": ".*?"}
+        parts = [pieces.get(part, re.escape(part)) for part in re.split(r"(\{student\}|\{lab\}|\*)", text)]
+        found.append(re.compile("".join(parts), re.IGNORECASE))
+    return found
 
 
 def _bad_name(student: str) -> str | None:

@@ -47,23 +47,25 @@ def look(server: client.Server, private: list[Path]) -> list[Wall]:
     by = {"root": "own mounts", "user": "own mounts in a user namespace", "landlock": "Landlock", "limits": "nothing"}[way]
     whole_disk = found["disk"] is not None and found["disk"] <= limits.disk
     megabytes, together = limits.memory >> 20, client._memory_below(os.getpid()) > 0
+    namespaces = way in ("root", "user")
+    network = ["an empty network namespace"] * namespaces + ["sockets are refused"] * server.report["seccomp"]
+    signals = f"student code can send signals to {', '.join(reached)}" if reached else "signals to other processes are refused"
+    counted = f"{limits.processes} processes and threads" if found["limits"]["NPROC"] == limits.processes else "processes are not counted"
+    reachable = ", ".join([*seen, *written][:4])
+    same = "in a user namespace, without any capability" if way == "user" else "with all that you may do"
     return [
-        Wall("files", not seen and not written, f"only Python, libraries and a stripped copy of the lab can be read ({by})" if not seen and not written
-             else f"student code can reach {', '.join([*seen, *written][:4])}: grade on Linux with user namespaces or Landlock, or in a throw-away machine"),
-        Wall("network", not found["connect"], ("no network: " + ("an empty network namespace" if way in ("root", "user") else "")
-             + (" and " if way in ("root", "user") and server.report["seccomp"] else "") + ("sockets are refused" if server.report["seccomp"] else ""))
-             if not found["connect"] else "student code can open connections"),
-        Wall("processes", not reached and way in ("root", "user"), "a process namespace of its own for each exercise; its end ends everything" if way in ("root", "user")
-             else ("signals to other processes are refused" if not reached else f"student code can send signals to {', '.join(reached)}")
-             + "; what it starts is searched for and ended afterwards"),
-        Wall("user", found["uid"] != os.geteuid() or way == "user", f"runs as user {found['uid']}" if found["uid"] != os.geteuid()
-             else "runs as you, in a user namespace without any capability" if way == "user" else "runs as the same user as the grader"),
-        Wall("programs", not found["exec"], "no other program can be started, no new namespace made" if not found["exec"] else "other programs can be started"),
-        Wall("memory", found["limits"]["AS"] > 0 and together, f"{megabytes} MB beyond torch for each process" +
-             (f", and {megabytes} MB for all of an exercise together" if together else ", but not for all of an exercise together")
-             + (f"; {limits.processes} processes and threads" if found["limits"]["NPROC"] == limits.processes else "; processes are not counted")),
-        Wall("disk", whole_disk, f"{limits.disk >> 20} MB for an exercise, in memory, gone afterwards" if whole_disk
-             else f"{limits.disk >> 20} MB for each file, without a limit for all of them"),
+        Wall("files", not reachable, f"only Python, libraries and a stripped copy of the lab can be read ({by})" if not reachable else
+             f"student code can reach {reachable}: grade on Linux with user namespaces or Landlock, or on a machine that holds nothing else"),
+        Wall("network", not found["connect"], " and ".join(network) if not found["connect"] else "student code can open connections"),
+        Wall("processes", namespaces and not reached, "a process namespace for each exercise; its end ends everything" if namespaces else
+             f"{signals}; what it starts is searched for and ended afterwards"),
+        Wall("user", found["uid"] != os.geteuid() or way == "user",
+             f"runs as user {found['uid']}" if found["uid"] != os.geteuid() else f"runs as the same user as the grader, {same}"),
+        Wall("programs", not found["exec"], "no other program, no new namespace" if not found["exec"] else "other programs can be started"),
+        Wall("memory", found["limits"]["AS"] > 0 and together, f"{megabytes} MB beyond torch for each process, "
+             + (f"{megabytes} MB for all of an exercise" if together else "no limit for all of an exercise together") + f"; {counted}"),
+        Wall("disk", whole_disk, f"{limits.disk >> 20} MB for an exercise, in memory, gone afterwards" if whole_disk else
+             f"{limits.disk >> 20} MB for each file, no limit for all of them together"),
     ]  # fmt: skip
 
 

@@ -106,15 +106,15 @@ def _svd_judge(size: dict, *, product: bool):
     return judge
 
 
-# Condition 1e9: a float64 SVD of the factors keeps the last value to about 1e-7 of itself; anything that squares it, as B.T @ B does, loses it.
+# B has condition 1e9: a float64 SVD by way of QR keeps the last value to about 1e-7 of itself; anything that squares it, as B.T @ B does, loses it.
 STEEP = np.array([1.0, 1e-4, 1e-9])
 
 
 def _steep_probe(rng):
     s, size = Script(), FACTORS[0]
     U, V = (np.linalg.qr(rng.normal(size=(n, 3)))[0] for n in (size["out"], size["inputs"]))
-    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]  # so that B and A show nothing of the diagonal
-    B, A = s.input("B", U * np.sqrt(STEEP) @ turn), s.input("A", turn.T @ (np.sqrt(STEEP)[:, None] * V.T))
+    turns = [np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(2)]  # so that B shows nothing of the diagonal, and A is one of many
+    B, A = s.input("B", U * STEEP @ turns[0]), s.input("A", turns[1] @ V.T)
     s.send("result", s.call(B, A, 1.0))
     return s
 
@@ -551,7 +551,7 @@ def _falling(rows):
 # ---------------------------------------------------------------- 6.4 by chance
 
 SPACES = (dict(i=3, j=5, d=40), dict(i=6, j=2, d=24), dict(i=4, j=4, d=17), dict(i=2, j=9, d=9))
-DRAWS = 6000
+DRAWS = 2000
 
 
 def _chance_probe(size: dict):
@@ -572,7 +572,7 @@ def _chance_judge(size: dict):
         if not _number(found):
             return f"phi_by_chance(…) should be one number, found {'a table' if isinstance(found, np.ndarray) else type(found).__name__}"
         mean = float(inputs["measured"].mean())
-        # 6000 draws leave an error below 0.5 %; who simulates with a few hundred is within 8 %, and the nearest wrong formula 12 % off.
+        # 2000 draws leave an error of about 0.7 %; who simulates with a few hundred is within 8 %, and the nearest wrong formula 12 % off.
         if not np.isfinite(found) or abs(float(found) - mean) > 0.08 * mean:
             return f"for i={size['i']}, j={size['j']}, d={size['d']} you say {float(found):.4g}; {DRAWS} pairs of random subspaces have {mean:.4g} on average"
         return None
@@ -602,7 +602,6 @@ def _diagnose_chance(evidence: list[Evidence]) -> Diagnosis | None:
         "averaged": (lambda i, j, d: (i + j) / 2 / d, "the mean of i and j is near, but pairs multiply: i j / d / min(i, j)"),
         "root": (lambda i, j, d: math.sqrt(max(i, j) / d), "1/sqrt(d) is the size of a cosine; phi is made of squares"),
         "cosine": (lambda i, j, d: 1 / math.sqrt(d), "1/sqrt(d) is the size of one cosine; phi sums i j squares and divides by min(i, j)"),
-        "by_max": (lambda i, j, d: i * j / d / max(i, j), "min and max are exchanged: phi divides by the smaller"),
         "shared_room": (lambda i, j, d: max(0, i + j - d) / min(i, j), "this is how much they must share at least; random ones share more"),
         "ratio": (lambda i, j, d: min(i, j) / max(i, j), "this does not depend on d; in a larger space chance shares less"),
         "geometric": (lambda i, j, d: math.sqrt(i * j) / d, "sqrt(i j) / d is near; i j / d divided by min(i, j) is what phi says"),
@@ -838,17 +837,20 @@ def _lab_amplification(W, U, S, Vh, r):
 
 # ---------------------------------------------------------------- 6.6 intruders
 
-# Tall and wide: on the long side of a tall W0 there are directions that W0 does not write to at all.
-TUNED = (dict(out=6, inputs=11, k=4), dict(out=12, inputs=7, k=3))
+# Wide and tall. A tall W0 has directions on its long side that it does not write to at all; here many more of these than others, so that
+# counting them in changes the result.
+TUNED = (dict(out=6, inputs=11, k=4, new=1), dict(out=60, inputs=5, k=3, new=2))
 
 
 def _tuned_probe(size: dict):
     def probe(rng):
         s, out, inputs = Script(), size["out"], size["inputs"]
         W0 = rng.normal(size=(out, inputs))
-        # One strong new direction that W0 hardly has, and a little noise: some of the top k stay old, one is new.
-        update = 5.0 * np.outer(rng.normal(size=out), rng.normal(size=inputs)) / math.sqrt(out) + 0.15 * rng.normal(size=W0.shape)
-        refs = s.input("W0", W0), s.input("W1", W0 + update)
+        # One or two strong directions that W0 hardly has, and a little noise: some of the top k stay old, others are new. The first of them
+        # writes where W0 is weakest: strong now, and old all the same.
+        update = 4.0 * np.outer(np.linalg.svd(W0)[0][:, min(out, inputs) - 1], np.linalg.qr(rng.normal(size=(inputs, 1)))[0])
+        update += 5.0 * rng.normal(size=(out, size["new"])) @ rng.normal(size=(size["new"], inputs)) / math.sqrt(inputs)
+        refs = s.input("W0", W0), s.input("W1", W0 + update + 0.15 * rng.normal(size=W0.shape))
         s.send("similarity", s.call(*refs, size["k"]))
         return s
 
@@ -1012,5 +1014,39 @@ LAB = Lab(
     ),
     needs=("lab 01 for the SVD", "lab 02 for the layer"),
     exercises=(EXERCISE_1, EXERCISE_2, EXERCISE_3, EXERCISE_4, EXERCISE_5, EXERCISE_6),
-    predictions=(),
+    predictions=(
+        Prediction(
+            "6.A",
+            "Full fine-tuning changes all 65,536 numbers of the middle matrix. How many of its 256 directions hold 90 % of the energy ‖ΔW‖²?",
+            {"a": "fewer than 20", "b": "20 to 100", "c": "more than 100"},
+        ),
+        Prediction(
+            "6.B",
+            "LoRA with r = 64 may use 64 directions. In how many does its update effectively lie, after training on the same digits?",
+            {"a": "about 64: it uses what it has", "b": "12 to 48", "c": "a dozen or fewer"},
+        ),
+        Prediction(
+            "6.C",
+            "Each run was seeded with 64 before A was drawn, and its texts were shuffled with 64. What is left of the agreement when r = 8 gets its own seed?",
+            {
+                "a": "nearly all: the direction belongs to the task",
+                "b": "it was the start: with an own start most is gone, also if the texts come in the same order",
+                "c": "it was the order of the texts: with an own start most stays, with an own order most is gone",
+            },
+        ),
+        Prediction(
+            "6.D",
+            "The paper reports 21.5 for r = 4. A random ΔW of the same norm, put beside it, would be credited with a factor ...",
+            {"a": "near 1 or below: it amplifies nothing in particular", "b": "of about 20, too", "c": "of several hundred"},
+        ),
+        Prediction(
+            "6.E",
+            "LoRA with r = 4 has some intruders among its ten strongest directions. Which random update has about as many?",
+            {
+                "a": "none: intruders are what training put there",
+                "b": "one with the same singular values in random directions, but not dense noise of the same norm",
+                "c": "both",
+            },
+        ),
+    ),
 )

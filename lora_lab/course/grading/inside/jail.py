@@ -314,7 +314,8 @@ def _show(outside: str, inside: str) -> None:
 
 
 def _landlock(version: int, readable: list[list[str]], own: str) -> None:
-    """Only `readable` ([path, "files"] or [path, "names"], each with all below) can be read, only `own` written; TCP refused (ABI 4), signals and abstract sockets kept inside (ABI 6)."""
+    """Only `readable` ([path, "files"] or [path, "names"], each with all below) can be read, only `own` written; TCP refused (ABI 4),
+    signals and abstract sockets kept inside (ABI 6)."""
     access = (1 << 13) - 1 | (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0) | (1 << 15 if version >= 5 else 0)
     read = 1 << 2 | 1 << 3
     readable = [(path, read if what == "files" else 1 << 3) for path, what in readable]
