@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from .adapt import apply_lora, lora_layers
@@ -65,6 +66,7 @@ def fine_tune(model: nn.Module, tokenizer, task: Task, recipe: Recipe = PAPER, s
     """Put LoRA into the model, if there is none yet, and train it on the task; a generator of `Step`s, as `train` is.
 
     steps      None: the recipe's epochs
+    seed       of A's first values, of the order of the examples and of dropout
     settings   more for `train`: device, precision, checkpoint, compile, progress ...
 
     Raises ValueError, at the call, for an example that is longer than the model's context.
@@ -74,6 +76,7 @@ def fine_tune(model: nn.Module, tokenizer, task: Task, recipe: Recipe = PAPER, s
     examples = encode(task.train, tokenizer, context)
     if not lora_layers(model):
         targets = recipe.target_modules if isinstance(recipe.target_modules, str) else list(recipe.target_modules)
+        torch.manual_seed(seed)  # `train` does the same at its start
         apply_lora(model, r=recipe.r, alpha=recipe.alpha, dropout=recipe.dropout, target_modules=targets)
     batches = TextBatches(examples, recipe.batch_size, seed=seed, pad=tokenizer.eos_token_id)
     rate = linear_schedule(recipe.lr, steps, min(recipe.warmup, steps // 10))

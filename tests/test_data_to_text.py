@@ -524,6 +524,36 @@ def test_one_call_trains_writes_and_scores(task, tokenizer):
     assert write(model, tokenizer, meanings[:1], replace(PAPER, max_new_tokens=5, num_beams=2))
 
 
+def test_the_seed_decides_where_a_begins(task, tokenizer):
+    from dataclasses import replace
+
+    from lora_lab.fine_tune import POCKET, fine_tune
+
+    def first(seed, drawn_before):
+        model = gpt2(tokenizer)
+        torch.manual_seed(drawn_before)
+        fine_tune(model, tokenizer, task, replace(POCKET, batch_size=2), steps=1, seed=seed, device="cpu")
+        return torch.cat([p.flatten() for name, p in model.named_parameters() if "lora_A" in name])
+
+    assert torch.equal(first(3, 1), first(3, 2))
+    assert not torch.equal(first(3, 1), first(4, 1))
+
+
+def test_training_keeps_no_keys_and_values_for_a_next_token(task, tokenizer):
+    """They would stay until the backward pass: what is saved for it is smaller without, and the loss the same."""
+    model = gpt2(tokenizer).eval()  # without dropout
+    batch = tensors(encode(task.train[:4], tokenizer))
+    asked = []
+    inner = model.transformer.forward
+    model.transformer.forward = lambda *a, **k: asked.append(k.get("use_cache")) or inner(*a, **k)
+    loss = token_loss()(model, batch)
+    assert asked == [False]
+    with torch.no_grad():
+        logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten())
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)  # float32: sums in another order
+
+
 def test_the_papers_recipe():
     """Hu et al. 2021, table 11, and 5 epochs of 42,061 lines in batches of 8: the repository's last checkpoint is number 26,289."""
     from lora_lab.fine_tune import PAPER

@@ -120,6 +120,7 @@ FAIR = {
     "the stub, then written": [HEAD, STUB, 'check("2.1", lora_forward)', RIGHT["2.1"]],
     "wrong first, right below": [HEAD, "def lora_forward(x, W, b, A, B, alpha, r):\n    return x @ W.T", 'check("2.1", lora_forward)', RIGHT["2.1"]],
     "the name used again for a number": [HEAD, RIGHT["2.1"], 'check("2.1", lora_forward)', "lora_forward = 0.3"],
+    "another's name, above the stub": [HEAD, RIGHT["2.1"].replace("lora_forward", "mine"), "lora_forward = mine", STUB],
     "no check at all": [HEAD, RIGHT["2.1"]],
     "an edited check": [HEAD, RIGHT["2.1"], 'check("2.1", lora_forward(1, 2))', "check()"],
     "duplicated cells": [HEAD, HEAD, RIGHT["2.1"], RIGHT["2.1"], 'check("2.1", lora_forward)', 'check("2.1", lora_forward)'],

@@ -215,8 +215,6 @@ def text_updates(model, W0):
 W_text = q_and_v(base)
 text_models = {r: tune_text(r, init=100 + r + seed, order=100 + r + seed) for r in ways}
 found = {r: text_updates(model, W_text) for r, model in text_models.items()}
-
-# %%
 text_rank = {r: [float(effective_rank(found[r][name][1])) for name in NAMES] for r in ways}
 groups = {ways[r]: text_rank[r] for r in ways} | {"a random matrix": [float(effective_rank(noise))] * 12}
 figure = plot_spread(groups, title="GPT-2: in how many directions does the update lie?")
@@ -232,12 +230,12 @@ share = {
 print("full fine-tuning, mean ‖ΔW‖ / ‖W0‖: " + ", ".join(f"{name} {value:.1%}" for name, value in share.items()))
 
 # %% [markdown]
-# "Updates are low-rank" is no law of nature. It depends on the task, on the matrix, on how long one trains, and on the optimizer: Adam
-# also turns the noise of batches into steps. What LoRA shows is another thing: a low-rank update can be *enough*.
+# "Updates are low-rank" is no law: it depends on task, matrix, optimizer, time. What LoRA shows is another thing: a low-rank update can
+# be *enough*.
 #
 # ## Which directions are shared?
 #
-# Two updates, each with unit vectors in the rows of Vh:
+# Two updates, unit vectors in the rows of Vh:
 #
 # $$\varphi(i, j) = \frac{\| V_1[{:}i]\; V_2[{:}j]^\top \|_F^2}{\min(i, j)}$$
 #
@@ -285,7 +283,7 @@ show(
             "A, before training": table(*before), "A, trained": table(*after),
             "ΔW = BA, trained": table(digit_updates[8, 0][2], digit_updates[64, 0][2]),
         },
-        d=256, title="Digits: what r = 8 (rows) and r = 64 (columns) share", 
+        d=256, title="Digits: what r = 8 (rows) and r = 64 (columns) share",
     ),
     alt="Four heat maps of phi for i up to 8 and j up to 64. Before training and by chance: pale, rising to a quarter at the right. "
     "Trained, through A and through BA: dark in the upper rows, so the first directions of r = 8 lie among the first of r = 64.",
@@ -295,13 +293,12 @@ print(f"the first of r = 8 in the first eight of r = 64, three pairs of seeds: {
 print(f"by chance: {phi_by_chance(1, 8, 256):.2f}; and at the right end, phi(8, 64): {phi_by_chance(8, 64, 256):.2f}")
 
 # %% [markdown]
-# That is the paper's figure 3 in small: the strongest direction is found again, the weak ones hardly more than by chance. Without the last
-# map, the right half of any of them would look like a discovery.
+# The paper's figure 3 in small: the strongest direction is found again. Without the last map, the right half of any of them would look like
+# a discovery.
 #
 # ## A discovery, with a flaw
 #
-# *"We trained r = 8 and r = 64 on Doyle with seed 64. In every matrix they find the same first direction!"* What else do the two runs have
-# in common?
+# *"With seed 64, r = 8 and r = 64 find the same first direction in every matrix!"* What else do the two runs share?
 
 # %%
 discovery = predict("6.C", ...)
@@ -341,21 +338,13 @@ discovery.reveal(
 )
 
 # %% [markdown]
-# A seed fixes two things: where $A$ starts (drawn row by row, so the first matrix of $r = 8$ lies inside that of $r = 64$), and which texts
-# come when. After a short training, both stay visible. Compare **independent** runs, and show $\varphi$ before training.
+# A seed fixes where $A$ starts (the first matrix drawn for $r = 8$ lies inside that of $r = 64$) and which texts come when. Compare
+# **independent** runs, and show $\varphi$ before training.
 #
 # ## Amplification
 #
-# The paper's section 7.3: $\Delta W$ amplifies directions that $W_0$ has, but does not emphasise, by a factor of 21.5:
-#
-# $$\frac{\|\Delta W\|_F}{\| U_r^\top W_0 V_r \|_F}$$
-
-# %%
-amplified = predict("6.D", ...)
-
-# %% [markdown]
-# $U_r, V_r$: the first $r$ singular vectors of $\Delta W$. For **random** directions each of the $r^2$ entries of $U_r^\top W_0 V_r$ has the
-# mean square $\|W_0\|_F^2 / (\text{out} \cdot \text{in})$. Write the factor, and that of a random update of equal norm.
+# Section 7.3 of the paper: $\Delta W$ amplifies what $W_0$ has in $\Delta W$'s own directions by $\|\Delta W\|_F \,/\, \|U_r^\top W_0 V_r\|_F = 21.5$.
+# For **random** directions each of the $r^2$ entries of $U_r^\top W_0 V_r$ has the mean square $\|W_0\|_F^2 / (\text{out} \cdot \text{in})$.
 
 # %% exercise="6.5"
 def amplification(W, U, S, Vh, r: int):
@@ -371,6 +360,9 @@ def amplification(W, U, S, Vh, r: int):
 
 # %% check="6.5"
 check("6.5", amplification)
+
+# %%
+amplified = predict("6.D", ...)
 
 # %%
 amplification = use("6.5", amplification)
@@ -406,12 +398,12 @@ print(f"a trained update meets {paper[4][1] / paper[4][0]:.0f} times as much of 
       f"{meets[0]:.1f} to {meets[-1]:.1f} times in GPT-2")
 
 # %% [markdown]
-# The headline falls, a better one stands: trained updates meet **more** of $W_0$ than chance does. They are tied to what was there.
+# The headline falls, a better one stands: trained updates meet **more** of $W_0$ than chance does.
 #
 # ## Intruders
 #
-# Shuttleworth et al. (2024) look at $W_0 + \Delta W$: a strong left singular vector $y_j$ that resembles **none** of $W_0$'s, $\max_i
-# |\cos(y_j, x_i)| < \varepsilon$, is an *intruder dimension*. LoRA makes them, they say, full fine-tuning hardly.
+# Shuttleworth et al. (2024) look at $W_0 + \Delta W$: a strong left singular vector that resembles **none** of $W_0$'s, $\max_i
+# |\cos(y_j, x_i)| < \varepsilon$, is an *intruder*. LoRA makes them, full fine-tuning hardly.
 
 # %% exercise="6.6"
 def nearest_old(W0, W1, k: int):
@@ -471,12 +463,12 @@ intruders.reveal(
 )
 
 # %% [markdown]
-# So an intruder needs no learning: a few strong directions, pointed anywhere, will do, and low rank at a large norm makes them strong. That
-# LoRA has them is true; that they say something about *what* was learned needs a control like this one.
+# An intruder needs no learning: a few strong directions, pointed anywhere, will do. That they say *what* was learned would need a control
+# like this one.
 #
 # ## An adapter trained by others
 #
-# Microsoft's adapter of RoBERTa for MNLI (MIT licence): $r = 8$ on query and value of twelve layers, 3.4 MB.
+# Microsoft's adapter of RoBERTa for MNLI (MIT licence): $r = 8$ on query and value of twelve layers.
 
 # %%
 URL = (
@@ -523,11 +515,11 @@ if not fast and seed == 0:
 # %% [markdown]
 # ## What you have seen
 #
-# - QR of the thin factors gives the whole SVD; $\Delta W$ is never built.
-# - Whether a full update is low-rank depends on the task. r is a limit, not a use.
+# - QR of the thin factors gives the whole SVD.
+# - Is a full update low-rank? It depends; r is a limit, not a use.
 # - $\varphi$ needs its chance level and independent seeds; amplification and intruders need a random update beside them.
 #
-# **In practice**: spectra tell which adapters can be cut to a lower rank (`lora_lab.compress`), and `lora_lab.report` draws them for a whole model.
+# **In practice**: spectra tell which adapters can be cut (`lora_lab.compress`); `lora_lab.report` draws a whole model's.
 
 # %%
 progress()

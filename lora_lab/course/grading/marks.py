@@ -159,10 +159,11 @@ def _attempt(exercise: Exercise, found: dict, candidates: list[dict], lent: dict
             "exercise", patience, sources={cell: text for cell, text in found["sources"].items() if cell in needed}, candidates=candidates,
             given=lent, needs_callable=callable(exercise.fallback()), seconds=server.limits.case * patience,
         ) as job:  # fmt: skip
-            status = json.loads(job.receive())
+            status = json.loads(job.receive(cap=1 << 16))
             if not isinstance(status, dict) or status.get("status") != "ready":
                 why = status.get("why") if isinstance(status, dict) else None
-                return _entry(exercise, "missing", why=_text(why), **more)
+                missing = "not started" if any(candidate["handed_out"] for candidate in candidates) else "missing"
+                return _entry(exercise, missing, why=_text(why), **more)
 
             def run(script) -> Answers:
                 nonlocal broke

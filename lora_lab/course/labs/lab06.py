@@ -839,14 +839,14 @@ def _lab_amplification(W, U, S, Vh, r):
 
 # Wide and tall. A tall W0 has directions on its long side that it does not write to at all; here many more of these than others, so that
 # counting them in changes the result.
-TUNED = (dict(out=6, inputs=11, k=4, new=1), dict(out=60, inputs=5, k=3, new=2))
+TUNED = (dict(out=6, inputs=11, k=3, new=1), dict(out=60, inputs=5, k=4, new=3))
 
 
 def _tuned_probe(size: dict):
     def probe(rng):
         s, out, inputs = Script(), size["out"], size["inputs"]
         W0 = rng.normal(size=(out, inputs))
-        # One or two strong directions that W0 hardly has, and a little noise: some of the top k stay old, others are new. The first of them
+        # Strong directions that W0 hardly has, and a little noise: some of the top k stay old, others are new. The first of them
         # writes where W0 is weakest: strong now, and old all the same.
         update = 4.0 * np.outer(np.linalg.svd(W0)[0][:, min(out, inputs) - 1], np.linalg.qr(rng.normal(size=(inputs, 1)))[0])
         update += 5.0 * rng.normal(size=(out, size["new"])) @ rng.normal(size=(size["new"], inputs)) / math.sqrt(inputs)

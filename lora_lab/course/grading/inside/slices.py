@@ -265,7 +265,7 @@ def _counting(name: str, binding: list[Statement]) -> list[Statement]:
     written = [s for s in definitions if not s.stub]
     if written:
         return [s for s in binding if s in written or s.kind == "change" or s.wraps or _is_alias(s)]
-    return binding
+    return [s for s in binding if not s.stub] or binding
 
 
 def _is_alias(statement: Statement) -> bool:
@@ -291,7 +291,7 @@ def lab_names(notebook: Notebook, taken: Iterable[Statement]) -> list[str]:
 
 def plan(notebook: Notebook, exercises: Mapping[str, str]) -> dict[str, list[dict]]:
     """id -> candidates, best first: {"target", "take": [[cell, index], ...], "needs": ids of other exercises whose object is used, "lab"}.
-    "stub": whether the exercise's object is, as far as one can see, still the one that was handed out.
+    "stub": whether the exercise's object is, as far as one can see, the one that was handed out; "handed_out": whether that is there at all.
 
     exercises: id -> name of the student's object."""
     ids = {name: id for id, name in exercises.items()}
@@ -307,5 +307,6 @@ def plan(notebook: Notebook, exercises: Mapping[str, str]) -> dict[str, list[dic
                 "needs": sorted({ids[n] for n in uses if n in ids and ids[n] != id}),
                 "lab": lab_names(notebook, taken),
                 "stub": any(s.stub and name in s.binds for s in taken),
+                "handed_out": any(s.stub and name in s.binds for s in notebook.statements),
             })  # fmt: skip
     return found
