@@ -233,7 +233,8 @@ def test_the_reply_channel_flooded():
     assert found["points"] == 0 and found["exercises"]["2.1"]["broke"] == "reply"
 
 
-def test_the_reply_channel_starved():
+def test_the_reply_channel_starved(monkeypatch):
+    monkeypatch.setattr(marks, "PATIENCE", 1.0)  # who sleeps is given a second try, as who was starved
     body = """    import os, time
     for n in range(3, 60):
         try: os.write(n, b'@')
@@ -243,8 +244,10 @@ def test_the_reply_channel_starved():
         except BaseException: pass
 """
     began = time.monotonic()
-    found = attack(body)
-    assert found["points"] == 0 and time.monotonic() - began < 60
+    found = grade(answer("2.1", SIGNATURE + body))
+    assert found["points"] == 0 and found["exercises"]["2.1"]["broke"] in ("time", "reply")
+    # two tries of LIMITS.exercise, by the clock of a machine that may be busy
+    assert time.monotonic() - began < 3 * server_for().limits.exercise
 
 
 # ---------------------------------------------------------------- forged answers
@@ -508,13 +511,12 @@ def test_weaker_walls_are_said_and_refused(tmp_path):
 
 
 def test_the_server_comes_back():
-    """Killed from outside, it costs one exercise, and the next one has a new server."""
+    """Killed from outside, by a lack of memory perhaps, it is started again."""
     server = client.Server(server_for().limits)
     try:
         server.process.kill()
         server.process.wait()
-        with pytest.raises((client.JobFailed, OSError)):
-            server.job("read", exercises={}, skip=[], careful=False)
+        assert grade(answer("2.1", RIGHT["2.1"]), server=server)["points"] == 2
     finally:
         server.close()
 

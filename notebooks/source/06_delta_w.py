@@ -120,7 +120,8 @@ at = [i for i in range(1, 257) if i <= 16 or i % 16 == 0]
 lines = {"a random matrix": (at, (noise / noise.norm()).square()[[i - 1 for i in at]].tolist())}
 for r in (0, 64, 4):
     spectra = torch.stack([digit_updates[r, number][1] for number in range(3)])
-    share = (spectra / spectra.norm(dim=1, keepdim=True)).square().clamp(min=1e-9)
+    share = (spectra / spectra.norm(dim=1, keepdim=True)).square()
+    share[share < 1e-8] = torch.nan  # rounding
     there = [i for i in at if i <= share.shape[1]]
     lines[ways[r]] = (there, share[:, [i - 1 for i in there]].tolist())
 show(
@@ -213,7 +214,7 @@ def text_updates(model, W0):
 
 
 W_text = q_and_v(base)
-text_models = {r: tune_text(r, init=100 + r + seed, order=100 + r + seed) for r in ways}
+text_models = {r: tune_text(r, init=1000 * seed + r, order=1000 * seed + r) for r in ways}
 found = {r: text_updates(model, W_text) for r, model in text_models.items()}
 text_rank = {r: [float(effective_rank(found[r][name][1])) for name in NAMES] for r in ways}
 groups = {ways[r]: text_rank[r] for r in ways} | {"a random matrix": [float(effective_rank(noise))] * 12}
@@ -298,19 +299,19 @@ print(f"by chance: {phi_by_chance(1, 8, 256):.2f}; and at the right end, phi(8, 
 #
 # ## A discovery, with a flaw
 #
-# *"With seed 64, r = 8 and r = 64 find the same first direction in every matrix!"* What else do the two runs share?
+# *"In nearly every matrix r = 8 and r = 64 find the same first direction! (Both with seed 64.)"* What else do the two runs share?
 
 # %%
 discovery = predict("6.C", ...)
 
 # %%
 pair = {
-    "one seed for both": tune_text(8, init=164 + seed, order=164 + seed),
-    "own start, same order of texts": tune_text(8, init=108 + seed, order=164 + seed),
-    "own start, own order": tune_text(8, init=108 + seed, order=108 + seed),
+    "one seed for both": tune_text(8, init=1000 * seed + 64, order=1000 * seed + 64),
+    "own start, same order of texts": tune_text(8, init=1000 * seed + 8, order=1000 * seed + 64),
+    "own start, own order": tune_text(8, init=1000 * seed + 8, order=1000 * seed + 8),
 }
-wide_start = start(base, 64, ["c_attn:q,v"], 164 + seed)
-twin_start = start(base, 8, ["c_attn:q,v"], 164 + seed)
+wide_start = start(base, 64, ["c_attn:q,v"], 1000 * seed + 64)
+twin_start = start(base, 8, ["c_attn:q,v"], 1000 * seed + 64)
 factor = lambda model, block, part: model.transformer.h[block].attn.c_attn.lora_A.chunk(2)["qv".index(part)]
 print("one seed, before any training, phi(8, 64) through A:")
 for block in (0, 1):
@@ -338,8 +339,8 @@ discovery.reveal(
 )
 
 # %% [markdown]
-# A seed fixes where $A$ starts (the first matrix drawn for $r = 8$ lies inside that of $r = 64$) and which texts come when. Compare
-# **independent** runs, and show $\varphi$ before training.
+# A seed fixes where $A$ starts (the first matrix drawn for $r = 8$ lies inside that of $r = 64$) and which texts come when. What
+# agrees without either, above chance, is the task's. Compare **independent** runs.
 #
 # ## Amplification
 #
@@ -383,9 +384,10 @@ panels = {
     }
     for part in ("W_q", "W_v")
 }
+top = 1.08 * max(max(pair) for pair in factors.values())
 show(
-    plot_panels(panels, title="GPT-2, r = 4: the random update amplifies more", xlabel="block", ylabel="‖ΔW‖ / ‖UᵀW₀V‖", log=True),
-    alt="Amplification factors by block, logarithmic, for W_q and W_v: the random update's factor is above the trained one's nearly everywhere.",
+    plot_panels(panels, title="GPT-2, r = 4: nearly everywhere a random update amplifies more", xlabel="block", ylabel="‖ΔW‖ / ‖UᵀW₀V‖", limits=(0, top)),
+    alt="Amplification factors by block for W_q and W_v: the random update's factor is above the trained one's nearly everywhere.",
 )
 amplified.reveal(
     "a" if paper[4][1] < 0.5 * paper[4][0] else "b" if paper[4][1] < 2 * paper[4][0] else "c",
@@ -398,7 +400,7 @@ print(f"a trained update meets {paper[4][1] / paper[4][0]:.0f} times as much of 
       f"{meets[0]:.1f} to {meets[-1]:.1f} times in GPT-2")
 
 # %% [markdown]
-# The headline falls, a better one stands: trained updates meet **more** of $W_0$ than chance does.
+# The headline falls, a better one stands: nearly all trained updates meet **more** of $W_0$ than chance does.
 #
 # ## Intruders
 #
@@ -508,6 +510,7 @@ if not fast and seed == 0:
     assert sum(text_rank[0]) / 12 > 1.3 * sum(rank_of[0]) / 3, "GPT-2's full update lies in more directions"
     assert max(pairs) > 5 * phi_by_chance(1, 8, 256), "the strongest direction is found again"
     assert one > own + 0.1, "a shared seed shows"
+    assert own > 3 * phi_by_chance(1, 8, 256), "and so does the task"
     assert sum(random > trained for trained, random in factors.values()) >= 10, "nearly everywhere"
     assert all(float(random) > float(trained) for trained, random in digits_pair)
     assert same_S >= 0.5 * lora and share["full fine-tuning"] < lora

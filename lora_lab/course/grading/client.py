@@ -214,9 +214,11 @@ class Job:
         # Runs only while the grader waits for the child: what probes and judges take is not the student's time.
         self.left = self.limits.exercise * patience
         self.ended: dict | None = None
+        if server.process.poll() is not None:  # something from outside ended it, a lack of memory perhaps
+            server._restart()
         self.channel, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(server.control, [b"job"], [theirs.fileno()])
+            socket.send_fds(server.control, [b"job "], [theirs.fileno()])
         trouble = self.receive()
         if trouble:
             self.end()
@@ -240,7 +242,7 @@ class Job:
         try:
             return action(began + self.left)
         except JobFailed as failure:
-            self.end()
+            self.end(grace=2.0 if failure.kind == "died" else 0.0)
             if failure.kind == "died" and self.ended and not self.ended["killed"]:
                 if self.ended["cpu"] >= self.limits.cpu:
                     raise JobFailed("time", f"your code used more than {self.limits.cpu} seconds of processor time") from None
@@ -260,12 +262,14 @@ class Job:
         """Whether it got less than half of a core while it ran: the machine was busy, or the code slept. Known after its end."""
         return self.ended is not None and self.ended["cpu"] < 0.5 * self.ended["seconds"]
 
-    def end(self) -> dict:
-        """Kill what is left and wait until it is gone. -> {"status", "killed", "clean", "seconds", "cpu", "memory"}"""
+    def end(self, grace: float = 0.0) -> dict:
+        """Wait `grace` seconds for an end of its own, so that the report can say which; kill what is left and wait until it is gone.
+        -> {"status", "killed", "clean", "seconds", "cpu", "memory"}"""
         if self.ended is None:
             self.channel.close()
             try:
-                self.server.control.send(b"kill")
+                if not (grace and select.select([self.server.control], [], [], grace)[0]):
+                    self.server.control.send(b"kill")
                 self.ended = json.loads(_receive(self.server.control, 1 << 16, time.monotonic() + 20))
                 if not self.ended["clean"]:
                     raise ValueError("processes are left")

@@ -1,6 +1,6 @@
 """The warm server: enters the jail, imports torch once, then forks a child for each job. It holds no secret and runs no student code.
 
-Two channels. On the control channel the grader says "job" (with one end of a new socket) and "kill"; the server says how the child
+Two channels. On the control channel the grader says "job " (with one end of a new socket) and "kill"; the server says how the child
 ended. On the job's socket the grader and the child exchange frames: 8 bytes of length, then the bytes. Only the child
 holds the other end, so whatever student code writes into it is taken as the answers of this one exercise and no other.
 
@@ -39,10 +39,11 @@ def main(descriptor: int) -> None:
     send(control, json.dumps({"way": jail.way, "said": jail.said, "seccomp": jail.seccomp, "landlock": jail.landlock}).encode())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the grader, who ends us by closing the channel
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 16, 1)
+        # Four bytes each: in a stream, a "kill" that came too late and the next "job " may arrive together.
+        message, descriptors, _, _ = socket.recv_fds(control, 4, 1)
         if not message:
             return
-        if message != b"job" or not descriptors:  # a late "kill": that child has ended by itself
+        if message != b"job " or not descriptors:  # a late "kill": that child has ended by itself
             continue
         send(control, json.dumps(_job(control, jail, descriptors[0])).encode())
 
