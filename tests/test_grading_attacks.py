@@ -171,8 +171,9 @@ def test_nothing_survives_its_exercise():
     assert client._memory_below(server.process.pid) == 0  # nothing but the server
 
 
-def test_a_fork_bomb():
+def test_a_fork_bomb(monkeypatch):
     server = strong()
+    monkeypatch.setattr(marks, "PATIENCE", 1.0)
     began = time.monotonic()
     found = attack("    import os\n    while True:\n        try: os.fork()\n        except OSError: pass\n", server=server)
     assert found["points"] == 0 and found["exercises"]["2.1"]["status"] == "time"
@@ -477,7 +478,8 @@ def test_cells_that_hurt_a_parser_cost_themselves(kind):
     assert found["points"] == 2, found
 
 
-def test_reached_statements_that_never_end_cost_their_exercise():
+def test_reached_statements_that_never_end_cost_their_exercise(monkeypatch):
+    monkeypatch.setattr(marks, "PATIENCE", 1.0)
     slow = "def slow():\n    while True: pass"
     found = grade(notebook(HEAD, slow, "k = slow()", RIGHT["2.1"].replace("alpha / r", "alpha / r * k"), RIGHT["2.2"]), "2.1", "2.2")
     assert [found["exercises"][id]["points"] for id in ("2.1", "2.2")] == [0, 2]
