@@ -16,6 +16,7 @@ BENCH = Path(__file__).resolve().parents[1] / "bench"
     ("layers", {"case", "who", "ratio", "q1", "q3", "over_frozen", "kept_MB"}),
     ("gpt2", {"case", "who", "ratio", "q1", "q3", "utilisation", "peak_MB"}),
     ("ledger", {"model", "predicted_MB", "measured_MB", "ratio"}),
+    ("grade", {"notebook", "points", "n", "median_s", "max_s"}),
     ("start", {"import", "processor_ms", "memory_MB", "modules"}),
 ])
 def test_it_runs_prints_a_table_and_saves_it(name, columns, tmp_path):

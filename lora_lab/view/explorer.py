@@ -7,7 +7,6 @@ explorer is made. Pictures travel as JPEG inside the HTML, about 100 kB a step, 
 import base64
 import html
 import io
-import traceback
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,14 +14,13 @@ import numpy as np
 from lora_lab.counting import breakeven_rank, lora_parameters
 from lora_lab.view.figures import _styled
 from lora_lab.view.style import COLOURS, FONT, GRID, INK, MUTED, PAPER, THEMES, new_figure
-from lora_lab.view.widgets import NAME_SLIDERS, headless, live_box, trouble
+from lora_lab.view.widgets import Redrawn, headless, live_box
 
 BYTES = 4  # a number stored as float32
 WIDE, HIGH = 340, 250  # of the chart, in CSS pixels
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 28, 40  # its margins
 STOPS = (1, 2, 5, 10, 20, 50, 100, 200)  # the ranks of the twin that stands still
 AUTO = THEMES["auto"]
-UNSEEN = "position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%)"  # read out; the figures show the same
 
 
 def rank_explorer(image, r: int = 10, name: str = "the photograph") -> "RankExplorer":
@@ -40,7 +38,7 @@ def rank_explorer(image, r: int = 10, name: str = "the photograph") -> "RankExpl
     return RankExplorer(image, r, name)
 
 
-class RankExplorer:
+class RankExplorer(Redrawn):
     """A slider and the picture it changes; display it, or read `r`, `text` and `error` in a test."""
 
     def __init__(self, image, r: int = 10, name: str = "the photograph"):
@@ -56,7 +54,7 @@ class RankExplorer:
         self.breakeven = breakeven_rank(*image.shape)
         self.error: str | None = None
         self.text = ""
-        self.slider = self.picture = self.words = self.trouble = None
+        self.slider = None
 
     def frame(self, r: int) -> np.ndarray:
         """The picture at rank r, (m, n) bytes, 0 to 255: what lies outside black and white is clipped, on the screen only."""
@@ -155,8 +153,7 @@ class RankExplorer:
         import ipywidgets as widgets
 
         if self.picture is None:
-            self.picture, self.words, self.trouble = (widgets.HTML() for _ in range(3))
-            self.picture.layout.margin = "8px 0 4px 0"
+            self.fields()
             self.slider = widgets.IntSlider(
                 value=self.r, min=1, max=len(self.S), description="rank r",
                 tooltip=f"how many singular values of {len(self.S)} are kept; arrow keys move it by one, page keys by more",
@@ -171,24 +168,8 @@ class RankExplorer:
         self.r = int(r)
         self.redraw()
 
-    def redraw(self) -> None:
-        """Draw the picture at the rank in force. What goes wrong is shown below it, and kept in `error`."""
-        try:
-            self.picture.value, self.text = self.page(self.r), self.says(self.r)
-            self.error = None
-            self.words.value = f'<div role="status" style="{UNSEEN}">{html.escape(self.text)}</div>'
-            self.trouble.value = ""
-        except Exception as problem:  # a callback's exception would vanish into a log that nobody reads
-            self.error = traceback.format_exc()
-            self.trouble.value = trouble(problem, self.error)
-
-    def _ipython_display_(self):
-        from IPython.display import display
-
-        if not headless():
-            display(self.widget())
-        script = "" if headless() else NAME_SLIDERS
-        display({"text/html": self.still() + script, "text/plain": str(self)}, raw=True)
+    def drawn(self) -> tuple[str, str]:
+        return self.page(self.r), self.says(self.r)
 
     def _stops(self) -> list[int]:
         return [r for r in STOPS if r < len(self.S)] + [len(self.S)]

@@ -8,7 +8,6 @@ import html
 import itertools
 import math
 import time
-import traceback
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ import torch
 from lora_lab.live import Problem
 from lora_lab.recorder import FlightRecorder
 from lora_lab.train import to_device
-from lora_lab.view.explorer import UNSEEN
 from lora_lab.view.live_chart import samples_html, short
 from lora_lab.view.style import COLOURS, FONT, GRID, INK, MARKERS, MUTED, THEMES
-from lora_lab.view.widgets import NAME_SLIDERS, headless, live_box, trouble
+from lora_lab.view.widgets import Redrawn, headless, live_box
 
 AUTO = THEMES["auto"]
 LOUDEST, QUIETEST, FINEST = 3.0, -1.0, 0.05  # of the alpha slider, in units of the alpha that was recorded
@@ -61,7 +59,7 @@ class Look:
     samples: str
 
 
-class FlightExplorer:
+class FlightExplorer(Redrawn):
     """Sliders over a recorded run; display it, or read and set `time`, `rank`, `volume`, `text` and `error` in a test."""
 
     def __init__(self, recorder: FlightRecorder, problem: Problem, *, seed=0, time=None, rank=None, volume=1.0):
@@ -322,8 +320,7 @@ class FlightExplorer:
         import ipywidgets as widgets
 
         if self.box is None:
-            self.picture, self.words, self.trouble = (widgets.HTML() for _ in range(3))
-            self.picture.layout.margin = "8px 0 4px 0"
+            self.fields()
             look = dict(layout=widgets.Layout(width="100%", max_width="640px"), style={"description_width": "6em"})
             self.sliders = {
                 "time": widgets.SelectionSlider(
@@ -355,27 +352,8 @@ class FlightExplorer:
             self.volume = self._checked_volume(volume)
         self.redraw()
 
-    def redraw(self) -> None:
-        """Draw the place in view. What goes wrong is shown below the picture, and kept in `error`."""
-        try:
-            page, self.text = self.page(), self.says()
-            self.error = None
-            if self.box is not None:
-                self.picture.value = page
-                self.words.value = f'<div role="status" style="{UNSEEN}">{html.escape(self.text)}</div>'
-                self.trouble.value = ""
-        except Exception as problem:  # a callback's exception would vanish into a log that nobody reads
-            self.error = traceback.format_exc()
-            if self.box is not None:
-                self.trouble.value = trouble(problem, self.error)
-
-    def _ipython_display_(self):
-        from IPython.display import display
-
-        if not headless():
-            display(self.widget())
-        script = "" if headless() else NAME_SLIDERS
-        display({"text/html": self.still() + script, "text/plain": str(self)}, raw=True)
+    def drawn(self) -> tuple[str, str]:
+        return self.page(), self.says()
 
     def _stops(self) -> tuple[list[int], list[int]]:
         """The moments and the ranks of the table that stands still."""

@@ -4,7 +4,6 @@ All numbers are `lora_lab.ledger`'s; nothing here needs weights, a GPU or a down
 """
 
 import html
-import traceback
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -16,7 +15,7 @@ from lora_lab.ledger import RESERVE, Memory, readable, training_memory
 from lora_lab.presets import gpu_bytes, preset
 from lora_lab.view.figures_counting import NAMES, PART_COLOURS, PARTS, film, times_less
 from lora_lab.view.style import FONT, GRID, INK, MUTED, PAPER, THEMES
-from lora_lab.view.widgets import NAME_SLIDERS, headless, live_box, trouble
+from lora_lab.view.widgets import Redrawn, headless, live_box
 
 AUTO = THEMES["auto"]
 MODELS = ("pocket", "gpt2", "gpt2-medium", "gpt2-xl", "mistral-7b", "llama-3.1-8b", "gpt3-175b")
@@ -131,7 +130,7 @@ def ledger_explorer(**settings) -> "LedgerExplorer":
     return LedgerExplorer(Settings(**settings))
 
 
-class LedgerExplorer:
+class LedgerExplorer(Redrawn):
     """Controls and the page that they change; display it, or read `settings`, `text` and `error` in a test."""
 
     def __init__(self, settings: Settings):
@@ -139,7 +138,6 @@ class LedgerExplorer:
         self.error: str | None = None
         self.text = ""
         self.controls: dict = {}
-        self.picture = self.words = self.trouble = None
 
     def says(self, s: Settings) -> str:
         """What the status line reads out: both peaks, and what fits where."""
@@ -225,8 +223,7 @@ class LedgerExplorer:
         import ipywidgets as widgets
 
         if self.picture is None:
-            self.picture, self.words, self.trouble = (widgets.HTML() for _ in range(3))
-            self.picture.layout.margin = "8px 0 4px 0"
+            self.fields()
             look = {"layout": widgets.Layout(width="100%"), "style": {"description_width": "8em"}}
             s = self.settings
 
@@ -256,24 +253,11 @@ class LedgerExplorer:
         self.settings = replace(self.settings, **changes)
         self.redraw()
 
-    def redraw(self) -> None:
-        """Draw the settings in force. What goes wrong is shown below, and kept in `error`."""
-        try:
-            self.picture.value, self.text = self.page(self.settings), self.says(self.settings)
-            self.error = None
-            self.words.value = f'<div role="status" style="line-height: 1.5; color: {AUTO[MUTED]}">{html.escape(self.text)}</div>'
-            self.trouble.value = ""
-        except Exception as problem:  # a callback's exception would vanish into a log that nobody reads
-            self.error = traceback.format_exc()
-            self.trouble.value = trouble(problem, self.error)
+    def drawn(self) -> tuple[str, str]:
+        return self.page(self.settings), self.says(self.settings)
 
-    def _ipython_display_(self):
-        from IPython.display import display
-
-        if not headless():
-            display(self.widget())
-        script = "" if headless() else NAME_SLIDERS
-        display({"text/html": self.still() + script, "text/plain": str(self)}, raw=True)
+    def said(self, text: str) -> str:
+        return f'<div role="status" style="line-height: 1.5; color: {AUTO[MUTED]}">{html.escape(text)}</div>'
 
     def _stops(self) -> list[Settings]:
         return [replace(self.settings, model=name) for name in MODELS]

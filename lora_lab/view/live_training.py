@@ -18,9 +18,8 @@ import torch
 
 from lora_lab.live import MODES, LiveRun, Problem, digits_problem, norm, toy_problem
 from lora_lab.train import OPTIMIZERS, TrainingDiverged
-from lora_lab.view.explorer import UNSEEN
 from lora_lab.view.live_chart import Axes, all_runs, code_html, figures_html, label, loss_chart, samples_html, short, spectrum_chart, table_html, together
-from lora_lab.view.widgets import NAME_SLIDERS, headless, live_box, trouble
+from lora_lab.view.widgets import NAME_SLIDERS, UNSEEN, headless, live_box, trouble
 
 PROBLEMS = {"toy": toy_problem, "digits": digits_problem}
 STOPS_LR = [float(f"{m}e{d}") for d in range(-4, 1) for m in (1, 1.5, 2, 3, 5, 7)] + [10.0]

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping
 
 from lora_lab.view.style import COLOURS, INK, MUTED, THEMES
-from lora_lab.view.widgets import NAME_SLIDERS, headless, live_box
+from lora_lab.view.widgets import View, headless, live_box
 
 AUTO = THEMES["auto"]
 
@@ -24,7 +24,7 @@ def text_knob(texts: Mapping[float, str], losses: Mapping[float, float] | None =
     return TextKnob(texts, losses or {}, prompt, start)
 
 
-class TextKnob:
+class TextKnob(View):
     """Display it, or read `volume` and `page()` in a test; `set` does what the slider does."""
 
     def __init__(self, texts: Mapping[float, str], losses: Mapping[float, float], prompt: str, start: float):
@@ -84,13 +84,6 @@ class TextKnob:
         head += '<th scope="col" style="text-align: left">text</th>'
         table = f'<p style="color: {AUTO[MUTED]}">{html.escape(self.prompt)}</p><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         return f"<div>{table}</div>" if headless() else f"<details><summary>All volumes as a table</summary>{table}</details>"
-
-    def _ipython_display_(self):
-        from IPython.display import display
-
-        if not headless():
-            display(self.widget())
-        display({"text/html": self.still() + ("" if headless() else NAME_SLIDERS), "text/plain": str(self)}, raw=True)
 
     def __repr__(self):
         return "\n".join([f"[live view: {self.prompt}]", *(f"{_volume(volume):>6}  {text}" for volume, text in self.texts.items())])

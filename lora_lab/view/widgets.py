@@ -143,24 +143,73 @@ def trouble(problem: Exception, where: str) -> str:
     )
 
 
-class VolumeKnob:
+UNSEEN = "position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%)"  # read out; the figures show the same
+
+
+class View:
+    """What is displayed twice: the widget that moves, and below it its twin that stands still; headless the twin alone.
+
+    A view of its own gives `widget()`, an ipywidgets box, and `still()`, HTML.
+    """
+
+    def _ipython_display_(self):
+        from IPython.display import display
+
+        if not headless():
+            display(self.widget())
+        script = "" if headless() else NAME_SLIDERS
+        display({"text/html": self.still() + script, "text/plain": str(self)}, raw=True)
+
+
+class Redrawn(View):
+    """A view whose picture is drawn anew at every change of a setting.
+
+    It gives `drawn()` -> (HTML of the picture, the same in words), and, if the words are to be seen, `said(text)` -> their HTML.
+    What goes wrong while drawing is shown below the picture, and kept in `error`: a callback's exception would vanish into a log that nobody reads.
+    """
+
+    picture = words = trouble = None  # ipywidgets, once there are any
+    error: str | None = None
+    text = ""
+
+    def fields(self) -> None:
+        """Make the three places that are written to: picture, words, trouble."""
+        import ipywidgets as widgets
+
+        self.picture, self.words, self.trouble = (widgets.HTML() for _ in range(3))
+        self.picture.layout.margin = "8px 0 4px 0"
+
+    def said(self, text: str) -> str:
+        return f'<div role="status" style="{UNSEEN}">{html.escape(text)}</div>'
+
+    def redraw(self) -> None:
+        """Draw what is set. Never raises."""
+        try:
+            page, self.text = self.drawn()
+            self.error = None
+            if self.picture is not None:
+                self.picture.value, self.words.value, self.trouble.value = page, self.said(self.text), ""
+        except Exception as problem:
+            self.error = traceback.format_exc()
+            if self.picture is not None:
+                self.trouble.value = trouble(problem, self.error)
+
+
+class VolumeKnob(Redrawn):
     """Sliders and the digits they change; display it, or read `volumes`, `error` and `text` in a test."""
 
     def __init__(self, adapters: Sequence[str]):
         self.model = digit_painter.load_digit_painter(*adapters)
         self.base = digit_painter.paint(self.model, dict.fromkeys(adapters, 0.0))
         self.volumes = {name: (1.0 if i == 0 else 0.0) for i, name in enumerate(adapters)}
-        self.error: str | None = None
-        self.text = ""
-        self.sliders, self.picture, self.words, self.trouble = {}, None, None, None
+        self.sliders = {}
 
     def widget(self):
         """The ipywidgets box. Made once; all displays of it move together."""
         import ipywidgets as widgets
 
         if self.picture is None:
-            self.picture, self.words, self.trouble = (widgets.HTML() for _ in range(3))
-            self.picture.layout.margin = "8px 0 4px 0"
+            self.fields()
             for name, volume in self.volumes.items():
                 slider = widgets.FloatSlider(
                     value=volume, min=LOW, max=HIGH, step=STEP, description=name, readout_format=".2f",
@@ -177,25 +226,11 @@ class VolumeKnob:
         self.volumes[name] = float(volume)
         self.redraw()
 
-    def redraw(self) -> None:
-        """Draw the digits at the volumes in force. What goes wrong is shown below them, and kept in `error`."""
-        try:
-            picture, self.text = volume_view(self.model, self.volumes, self.base)
-            self.error = None
-            self.picture.value = picture
-            self.words.value = _words(self.volumes, self.text)
-            self.trouble.value = ""
-        except Exception as problem:  # a callback's exception would vanish into a log that nobody reads
-            self.error = traceback.format_exc()
-            self.trouble.value = trouble(problem, self.error)
+    def drawn(self) -> tuple[str, str]:
+        return volume_view(self.model, self.volumes, self.base)
 
-    def _ipython_display_(self):
-        from IPython.display import display
-
-        if not headless():
-            display(self.widget())
-        script = "" if headless() else NAME_SLIDERS
-        display({"text/html": self.still() + script, "text/plain": str(self)}, raw=True)
+    def said(self, text: str) -> str:
+        return _words(self.volumes, text)
 
     def still(self) -> str:
         """The twin that stands still, as HTML: open where nothing moves, folded below the sliders otherwise."""
