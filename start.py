@@ -670,7 +670,7 @@ def main(argv=None):
         if options.command == "test":
             if not (ROOT / "tests").is_dir():
                 raise Stop("There are no tests in a students' copy; `lora-lab doctor` in .venv says whether this machine is ready.")
-            return call(ROOT, "-m", "pytest", "-n", "2", *options.rest)
+            return call(ROOT, "-m", "pytest", "-n", "2", "--dist", "worksteal", *options.rest)
         if options.command == "build":
             return call(ROOT, "-m", "lora_lab", "build")
         if options.command == "notebooks":

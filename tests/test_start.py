@@ -614,7 +614,7 @@ def called(start, monkeypatch):
 def test_test_runs_pytest_and_returns_its_code(start, called, capsys):
     called.codes["-x"] = 5
     assert start.main(["test", "-k", "a", "-x"]) == 5
-    assert called.record == [["-m", "pytest", "-n", "2", "-k", "a", "-x"]]
+    assert called.record == [["-m", "pytest", "-n", "2", "--dist", "worksteal", "-k", "a", "-x"]]
     assert capsys.readouterr() == ("", "")  # so that pytest's summary is the last line
 
 
