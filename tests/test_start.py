@@ -611,7 +611,8 @@ def called(start, monkeypatch):
     return SimpleNamespace(record=record, codes=codes)
 
 
-def test_test_runs_pytest_and_returns_its_code(start, called, capsys):
+def test_test_runs_pytest_and_returns_its_code(start, called, tmp_path, capsys):
+    (tmp_path / "tests").mkdir()
     called.codes["-x"] = 5
     assert start.main(["test", "-k", "a", "-x"]) == 5
     assert called.record == [["-m", "pytest", "-n", "2", "--dist", "worksteal", "-k", "a", "-x"]]
