@@ -67,8 +67,8 @@ def peak_megabytes() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def trained(way, model_name, task, lr, steps, total, seed, precision):
-    """The model after `steps` of a run that is planned for `total`; its tokenizer; minutes; peak MB."""
+def trained(way, model_name, task, lr, steps, seed, precision):
+    """The model after a whole run; its tokenizer; minutes; peak MB."""
     from lora_lab.data_to_text import TextBatches, encode
     from lora_lab.train import linear_schedule, token_loss, train
 
@@ -76,7 +76,7 @@ def trained(way, model_name, task, lr, steps, total, seed, precision):
     batches = TextBatches(encode(task.train, tokenizer, model.config.n_positions), BATCH, seed=seed, pad=tokenizer.eos_token_id)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     began = time.perf_counter()
-    rate = linear_schedule(lr, total, min(WARMUP, total // 10))
+    rate = linear_schedule(lr, steps, min(WARMUP, steps // 10))
     for _ in train(model, batches, steps, rate, loss=token_loss(), seed=seed, device="cpu", precision=precision):
         pass
     return model, tokenizer, (time.perf_counter() - began) / 60, peak_megabytes()
@@ -104,7 +104,7 @@ def try_rate(way: str, model: str, lr: float, steps: int, precision: str, seed: 
 
     task = load_task()
     try:
-        adapted, tokenizer, _, _ = trained(way, model, task, lr, steps, steps, seed, precision)
+        adapted, tokenizer, _, _ = trained(way, model, task, lr, steps, seed, precision)
     except TrainingDiverged:
         return {"loss": math.inf}
     return {"loss": validation_loss(adapted, tokenizer, task, precision)}
@@ -120,7 +120,7 @@ def run(way: str, model: str, lr: float, steps: int, meanings: int, precision: s
         (adapted, tokenizer), minutes, peak = base_for(way, model, seed), 0.0, math.nan
         adapted.requires_grad_(False)
     else:
-        adapted, tokenizer, minutes, peak = trained(way, model, task, lr, steps, steps, seed, precision)
+        adapted, tokenizer, minutes, peak = trained(way, model, task, lr, steps, seed, precision)
     asked = list(dict.fromkeys(example.meaning for example in task.test))[: meanings or None]
     began = time.perf_counter()
     texts = write(adapted, tokenizer, asked, POCKET, batch_size=64)

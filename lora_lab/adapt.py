@@ -355,7 +355,7 @@ def _save_unmerged(model: nn.Module, state: dict, prefix: str, local_metadata: d
         place = layer.base_layer.weight.data_ptr()
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.data_ptr() == place and value.shape == layer.base_layer.weight.shape:
-                state[key] = layer._unmerged_weight
+                state[key] = layer.base_weight
 
 
 def _bias_pairs(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .adapt import TrainedCopy, install, lora_layers, make_layer, remove_lora
 from .layers import LoRAFusedLinear, LoRALayer, check_settings
 from .spectra import energy as held_energy
-from .spectra import factored_svd, factored_svdvals
+from .spectra import factored_svd, factored_svdvals, numerical_rank
 
 METHODS = {
     "concat": "factors side by side: exact, rank r_1 + r_2",
@@ -145,13 +145,9 @@ def _distance(new: Block, wanted: Block) -> float:
 def _truncated(block: Block, r: int) -> Block:
     """The nearest block of rank r, with r columns and rows; both factors carry sqrt(S)."""
     U, S, Vh = factored_svd(*block)
-    r_kept = min(r, _rank(S))
+    r_kept = min(r, int(numerical_rank(S)))
     root = S[:r_kept].sqrt()
     return _padded((U[:, :r_kept] * root, root[:, None] * Vh[:r_kept]), r)
-
-
-def _rank(S: Tensor) -> int:
-    return int((S > S[0] * (len(S) + 10) * torch.finfo(S.dtype).eps).sum())  # as in spectra: below is rounding
 
 
 def _padded(block: Block, r: int) -> Block:
@@ -238,7 +234,7 @@ def compress(model: nn.Module, r: int | None = None, energy: float | None = None
 def _needed(block: Block, share: float) -> int:
     """How many directions hold this share of ||BA||^2; 1 at least."""
     S = factored_svdvals(*block)
-    return max(1, min(int((held_energy(S) < share).sum()) + 1, _rank(S)))
+    return max(1, min(int((held_energy(S) < share).sum()) + 1, int(numerical_rank(S))))
 
 
 def _split(stored: Sequence[Tensor], like: dict[int | None, Block]) -> dict[int | None, Block]:
@@ -404,5 +400,5 @@ def _base_tensors(model: nn.Module) -> dict[str, Tensor]:
     found = {name.replace(".base_layer.", "."): p.detach() for name, p in model.named_parameters() if name not in factors}
     for name, layer in lora_layers(model).items():
         if layer.merged:
-            found[f"{name}.weight"] = layer._unmerged_weight
+            found[f"{name}.weight"] = layer.base_weight
     return found

@@ -24,6 +24,11 @@ class MergeableLayer(nn.Module):
     def merged(self) -> bool:
         return self._unmerged_weight is not None
 
+    @property
+    def base_weight(self) -> Tensor:
+        """W0 as the base layer stores it, whether ΔW is merged into it or not."""
+        return self._unmerged_weight if self.merged else self.base_layer.weight
+
     def forward_merged(self, x: Tensor) -> Tensor:
         if self.disabled:  # the base's own function, without touching a weight
             return torch.func.functional_call(self.base_layer, {"weight": self._unmerged_weight}, (x,))

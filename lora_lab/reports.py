@@ -15,7 +15,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from .spectra import (
     factored_svdvals,
     intruder_dimensions,
     leading_svd,
+    numerical_rank,
     random_update,
     stable_rank,
     subspace_similarity,
@@ -276,11 +277,6 @@ class _Item:
         return weight if self.slices is None else weight.chunk(self.slices[1])[self.slices[0]]
 
 
-def base_weight(layer: LoRALayer) -> Tensor:
-    """W0 as the base layer stores it, whether ΔW is merged into it or not."""
-    return layer._unmerged_weight if layer.merged else layer.base_layer.weight
-
-
 def _layers(model: nn.Module, what: str = "report") -> dict[str, LoRALayer]:
     layers = lora_layers(model)
     if not layers:
@@ -299,7 +295,7 @@ def _kind(base: nn.Module) -> str:
 def _lora_items(layers: Mapping[str, LoRALayer]) -> list[_Item]:
     items = []
     for name, layer in layers.items():
-        kind, weight, turned = _kind(layer.base_layer), base_weight(layer), layer.stored_transposed
+        kind, weight, turned = _kind(layer.base_layer), layer.base_weight, layer.stored_transposed
         A, B = layer.lora_A.detach(), layer.full_B().detach()
         if not isinstance(layer, LoRAFusedLinear):
             items.append(_Item(name, kind, "whole", layer, (B, A, layer.scaling), weight, turned))
@@ -440,10 +436,7 @@ def _with_intruders(row: Row, item: _Item, k: int, epsilon: float, side: str, se
     k = min(k, *W0.shape)
     found = intruder_dimensions(W0, item.update, k, epsilon, side)
     control = intruder_dimensions(W0, random_update(item.update, "rotated", seed), k, epsilon, side)
-    return Row(**{
-        **{name: getattr(row, name) for name in Row.__dataclass_fields__},
-        "intruders": found.count, "intruders_random": control.count, "lowest_similarity": found.similarity.min().item(),
-    })  # fmt: skip
+    return replace(row, intruders=found.count, intruders_random=control.count, lowest_similarity=found.similarity.min().item())
 
 
 # ---- comparisons over all layers
@@ -497,7 +490,7 @@ def _read(item: _Item, through: str):
 
 def _rank(update, what: str) -> int:
     S = factored_svdvals(*update) if isinstance(update, tuple) else torch.linalg.svdvals(update.to(torch.promote_types(update.dtype, torch.float32)))
-    rank = int((S > S[0] * (len(S) + 10) * torch.finfo(S.dtype).eps).sum())  # as in spectra: below is rounding
+    rank = int(numerical_rank(S))
     if rank == 0:
         raise ValueError(f"{what} is 0, as at the start of training: it has no directions to compare")
     return rank

@@ -499,13 +499,19 @@ def _svd(update, name: str) -> tuple[Tensor, Tensor, Tensor]:
     return U, S, Vh
 
 
+def numerical_rank(S: Tensor) -> Tensor:
+    """How many singular values (..., k), largest first, are more than rounding.
+
+    Rounding moves singular values by a few eps of the largest, by more in larger problems. Factors are a small one, whatever out
+    and in are: numpy's max(out, in) * eps would hide real directions, 5e-4 of the largest at d = 4096.
+    """
+    return (S > S[..., :1] * (S.shape[-1] + 10) * torch.finfo(S.dtype).eps).sum(-1)
+
+
 def _top(update, count: int, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """U (..., out, count), the whole S, Vh (..., count, in); refuses directions that only rounding would choose."""
     U, S, Vh = _svd(update, name)
-    # Rounding moves singular values by a few eps of the largest, by more in larger problems. Factors are a small one,
-    # whatever out and in are: numpy's max(out, in) * eps would hide real directions, 5e-4 of the largest at d = 4096.
-    floor = S[..., :1] * (S.shape[-1] + 10) * torch.finfo(S.dtype).eps
-    rank = int((S > floor).sum(-1).min())
+    rank = int(numerical_rank(S).min())
     if count > rank:
         raise ValueError(
             f"asked for the top {count} directions of {name}, whose numerical rank is {rank}: the others are arbitrary"

@@ -52,13 +52,15 @@ def token_loss(label_smoothing: float = 0.0) -> Callable[[nn.Module, dict], Tens
 
     def loss(model: nn.Module, batch: dict) -> Tensor:
         inputs, labels = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:]  # position t predicts token t + 1
+        if hasattr(model, "generation_config"):
+            # transformers' models that write: keys and values for a next token that never comes would stay until the backward pass, a tenth
+            # of the activations
+            inputs.setdefault("use_cache", False)
         if type(model).__name__ == "GPT2LMHeadModel" and labels.device.type == "cpu":
             asked = labels != -100
-            # use_cache: keys and values for a next token that never comes would stay until the backward pass, a tenth of the activations
-            logits, labels = model.lm_head(model.transformer(**{"use_cache": False, **inputs})[0][:, :-1][asked]), labels[asked]
+            logits, labels = model.lm_head(model.transformer(**inputs)[0][:, :-1][asked]), labels[asked]
         else:
-            more = {"use_cache": False} if hasattr(model, "generation_config") else {}  # transformers' models that write text
-            logits, labels = model(**{**more, **inputs}).logits[:, :-1].flatten(0, 1), labels.flatten()
+            logits, labels = model(**inputs).logits[:, :-1].flatten(0, 1), labels.flatten()
         # softmax over tens of thousands of words needs more than bf16's 3 digits
         return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
 

@@ -9,6 +9,7 @@ breaks a rule of the house. It lists everything that is wrong with a lab at once
 import ast
 import hashlib
 import json
+import keyword
 import os
 import re
 import time
@@ -692,8 +693,8 @@ def _write(path: Path, text: str, force: bool) -> str:
 def answer_lines(source: str | os.PathLike) -> set[str]:
     """Lines of a source's answers that no student copy may contain.
 
-    Stripped; left out are lines too short to give anything away (under 8 characters) and lines that the source also
-    shows outside its answers, such as a `return` that the stub keeps.
+    Stripped; left out are lines that give nothing away (under 8 characters, or without a name: `return {`) and lines that
+    the source also shows outside its answers, such as a `return` that the stub keeps.
     """
     inside: dict[bool, set[str]] = {True: set(), False: set()}
     for cell in _read_cells(Path(source)):
@@ -704,7 +705,7 @@ def answer_lines(source: str | os.PathLike) -> set[str]:
                 answer = marker["which"] == "BEGIN"
             elif not cell.hidden or answer:
                 inside[answer].add(line.strip())
-    return {line for line in inside[True] - inside[False] if len(line) >= 8}
+    return {line for line in inside[True] - inside[False] if len(line) >= 8 and set(re.findall(r"[^\W\d]\w*", line)) - {*keyword.kwlist}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -712,7 +713,7 @@ def answer_lines(source: str | os.PathLike) -> set[str]:
 
 
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def environment(**values: str) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -752,7 +753,7 @@ def run_notebook(
             f"unknown parameter {', '.join(unknown)}; this notebook has {', '.join(sorted(known)) or 'none'}"
         )
     started = time.perf_counter()
-    with _environment(LORA_LAB_HEADLESS="1"):
+    with environment(LORA_LAB_HEADLESS="1"):
         result = papermill.execute_notebook(
             notebook,
             None if out is None else str(Path(out).resolve()),  # it changes the working directory

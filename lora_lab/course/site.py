@@ -19,7 +19,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .builder import BuildError, build_lab, run_notebook, sources
+from .builder import BuildError, build_lab, environment, run_notebook, sources
 
 # The pictures that people should want to share, as the labs draw them: file in docs/img, alt text, one line below it, the lab it comes from.
 PICTURES = (
@@ -150,15 +150,8 @@ def _run(root: Path, lab, fast: bool, folder: Path, say):
     notebook = build_lab(root / "notebooks" / "source" / f"{lab.name}.py").student
     where = folder / f"run-{lab.name}"
     where.mkdir()
-    before = os.environ.get("LORA_LAB_RECORDS")
-    os.environ["LORA_LAB_RECORDS"] = str(where / "records.jsonl")
-    try:
+    with environment(LORA_LAB_RECORDS=str(where / "records.jsonl")):
         return run_notebook(notebook, {"fast": True} if fast else {}, cwd=where).notebook
-    finally:
-        if before is None:
-            del os.environ["LORA_LAB_RECORDS"]
-        else:
-            os.environ["LORA_LAB_RECORDS"] = before
 
 
 # ---- one lab -----------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ import numpy as np
 from ... import files
 from ..runner import Answers, Error, Where
 from ..script import Script
+from .submissions import LARGEST
 
 PACKAGE = Path(__file__).resolve().parents[2]
 PLAIN = 2 << 20  # bytes of JSON in a reply; arrays travel beside it. A megabyte of "[]" unfolds to forty
@@ -71,7 +72,7 @@ class Limits:
     reply: int = 32 << 20
     processes: int = 32
     open_files: int = 128
-    notebook: int = 64 << 20
+    notebook: int = LARGEST
 
 
 class JobFailed(Exception):
@@ -124,7 +125,9 @@ class Server:
             )  # fmt: skip
         self.control = ours
         try:
-            _send(ours, json.dumps(self._config(lab)).encode(), time.monotonic() + START_SECONDS)
+            config = self._config(lab)
+            self.shown = {Path(outside) for outside, _ in config["show"]}  # what of this system the jail holds
+            _send(ours, json.dumps(config).encode(), time.monotonic() + START_SECONDS)
             self.report = json.loads(_receive(ours, 1 << 20, time.monotonic() + START_SECONDS))
         except (JobFailed, OSError, ValueError) as error:
             said = (self.folder / "server.log").read_text(errors="replace")[-2000:]

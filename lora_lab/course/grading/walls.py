@@ -36,7 +36,7 @@ def look(server: client.Server, private: list[Path]) -> list[Wall]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        with server.job("probe", paths=[str(p) for p in paths if os.path.exists(p) and Path(p) not in _shown(server)],
+        with server.job("probe", paths=[str(p) for p in paths if os.path.exists(p) and Path(p) not in server.shown],
                         folders=[str(server.folder), "/tmp", "/var/tmp", *([] if way in ("root", "user") else ["/dev/shm"]),
                                  *(str(p) for p in private if p.is_dir())],
                         port=listening.getsockname()[1], pids=[os.getpid(), server.process.pid]) as job:  # fmt: skip
@@ -69,15 +69,11 @@ def look(server: client.Server, private: list[Path]) -> list[Wall]:
     ]  # fmt: skip
 
 
-def _shown(server: client.Server) -> set[Path]:
-    return {Path(outside) for outside, _ in server._config(server.folder / "lab")["show"]}
-
-
 def _only_ours(path: str, server: client.Server) -> bool:
     """A folder that is seen only as the way to something that is shown: /root, where Python lives in /root/.pyenv."""
     if server.report["way"] not in ("root", "user"):
         return False
-    return any(str(shown).startswith(path.rstrip("/") + "/") for shown in _shown(server))
+    return any(str(shown).startswith(path.rstrip("/") + "/") for shown in server.shown)
 
 
 def demand(walls: list[Wall], required: list[str]) -> None:
