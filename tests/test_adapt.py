@@ -203,6 +203,17 @@ def test_all_linear_leaves_the_output_head_of_a_transformers_model():
     assert list(lora_layers(apply_lora(m, target_modules="all-linear"))) == wanted
 
 
+def test_the_names_of_conv1d_layers_are_offered():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16, n_positions=8, tie_word_embeddings=False)
+    m = transformers.GPT2LMHeadModel(config)
+    with pytest.raises(ValueError, match="Did you mean 'c_attn'"):
+        apply_lora(m, target_modules=["attn_c"])
+    del m.lm_head  # GPT-2's only nn.Linear
+    with pytest.raises(ValueError, match="linear layers are transformer.h.0.attn.c_attn, "):
+        apply_lora(m, target_modules=["zzzzzzzz"])
+
+
 def test_model_equals_pefts():
     peft = pytest.importorskip("peft")
     m = adapted(seed=1)
