@@ -205,7 +205,7 @@ def test_all_linear_leaves_the_output_head_of_a_transformers_model():
 
 def test_the_names_of_conv1d_layers_are_offered():
     transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16, n_positions=8, tie_word_embeddings=False)
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16, n_positions=8, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)
     m = transformers.GPT2LMHeadModel(config)
     with pytest.raises(ValueError, match="Did you mean 'c_attn'"):
         apply_lora(m, target_modules=["attn_c"])
