@@ -1,0 +1,7 @@
+"""What LoRA is compared with, and what stands beside it: one short file each, small enough to read in one sitting.
+
+    rivals      few numbers trained: last layers, BitFit, bottleneck adapters, prompts and prefixes; and several adapters in one batch
+    quantised   the weights in 8 or 4 bits: after training, or below LoRA
+    smaller     distillation into a smaller model, magnitude pruning
+    costs       what a way costs: bytes of its file, memory of a training step, latency
+"""
