@@ -403,7 +403,8 @@ def _module(row: Row, dtype: torch.dtype) -> nn.Module | nn.Parameter:
         case "Conv1D":
             return MetaConv1D(*row.shape, dtype)
         case "Embedding":
-            return nn.Embedding(*row.shape, **where)
+            # Not nn.Embedding(...): its normal_ on the meta device imports torch._dynamo, 64 MB and a second for numbers that nobody sees.
+            return nn.Embedding.from_pretrained(torch.empty(row.shape, **where), freeze=False)
         case "Conv2d":
             out, channels, *kernel = row.shape
             return nn.Conv2d(channels, out, kernel, stride=kernel, bias=row.bias, **where)

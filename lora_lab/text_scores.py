@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +47,29 @@ def rouge_l(generated: Sequence[str], references: Sequence[Sequence[str]], beta:
         recall = max(n / len(target) if target else 0.0 for n, target in zip(common, targets, strict=True))
         if precision and recall:
             total += (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    return 100 * total / len(generated)
+
+
+def rouge_n(generated: Sequence[str], references: Sequence[Sequence[str]], n: int) -> float:
+    """ROUGE-N in percent, the mean over texts of the best F over the references of each.
+
+        P = n-grams in common / n-grams generated,  R = in common / n-grams of the reference,  F = 2 P R / (P + R)
+
+    An n-gram is in common as often as both have it. Words as in `rouge_l`. Raises ValueError if the two don't belong together, or n < 1.
+    """
+    _same_length(generated, references)
+    if n < 1:
+        raise ValueError(f"n is the number of words in an n-gram, at least 1; found {n}")
+
+    def grams(text: str) -> Counter:
+        words = _words(text)
+        return Counter(zip(*(words[i:] for i in range(n)), strict=False))
+
+    total = 0.0
+    for text, wanted in zip(generated, references, strict=True):
+        said = grams(text)
+        # F is 2 common / (generated + reference); 0 where there is no n-gram at all
+        total += max(2 * (said & target).total() / max(said.total() + target.total(), 1) for target in map(grams, wanted))
     return 100 * total / len(generated)
 
 
