@@ -8,6 +8,6 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["lora_lab*"]), "lora_lab.shipped"],
     package_dir={"lora_lab.shipped": "data"},
-    package_data={"lora_lab": ["assets/**/*"], "lora_lab.shipped": ["*/*"]},
+    package_data={"lora_lab": ["assets/**/*"], "lora_lab.shipped": ["*.yaml", "*/*"]},
     exclude_package_data={"lora_lab.shipped": ["*/*.py"]},
 )

@@ -7,6 +7,7 @@
     python3 start.py build         build the notebooks from notebooks/source
     python3 start.py playground    the live views on one page, without code, for a lecture
     python3 start.py bench         benchmarks beside peers (more arguments go to them)
+    python3 start.py memory        the most memory that each lab takes (04 05: these alone; --full: not the short runs); Linux
 
 The set-up installs the versions pinned in constraints.txt into .venv, in this folder, and writes down what it did;
 a second start sees that nothing has changed and takes seconds. After the set-up nothing needs the network.
@@ -49,11 +50,12 @@ ROOT = Path(__file__).resolve().parent
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 EXTRAS = {"open": {"lab", "gpt2"}, "build": {"lab", "gpt2"}, "notebooks": {"lab", "gpt2"},
-          "playground": {"lab", "lecture"},
-          "test": {"lab", "gpt2", "cluster", "dev", "lecture"}, "bench": {"lab", "gpt2", "dev"}}
+          "playground": {"lab", "lecture"}, "memory": {"lab", "gpt2"},
+          "test": {"lab", "gpt2", "cluster", "dev", "lecture", "hub", "keras"}, "bench": {"lab", "gpt2", "dev"}}
 PLAYGROUND = "lora_lab/assets/playground.ipynb"
 PLAYGROUND_TEMPLATES = "lora_lab/assets/jupyter"
 GB = 1e9  # bytes
+SMALL_LABS = ("00", "00b", "01", "02", "02b", "03", "04", "05")  # fit a free container of 1 GB; the others take up to 2 GB
 # Measured: the environment takes 1.8 GB with PyTorch's CPU build and 7 GB with CUDA; pip unpacks beside it for a while.
 NEEDED_CPU, NEEDED_CUDA = 2.5 * GB, 9 * GB  # bytes
 # Debian 12's Python brings pip 23.0. When a pin has no build for this Python, it searched for more than five minutes;
@@ -85,14 +87,14 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="start.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", default="open", choices=list(EXTRAS), metavar="COMMAND",
-                        help="open (the default), test, notebooks, build, bench or playground")
+                        help="open (the default), test, notebooks, build, bench, memory or playground")
     parser.add_argument("--port", type=int, help="port of JupyterLab (default: the first free one from 8888)")
     parser.add_argument("--torch-index", metavar="URL", help="take PyTorch's build from this package index")
     parser.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
     parser.add_argument("--unpinned", action="store_true", default=os.environ.get("LORA_LAB_UNPINNED") == "1",
                         help="ignore constraints.txt and take the newest versions (also LORA_LAB_UNPINNED=1)")
     options, rest = parser.parse_known_args(argv)
-    if rest and options.command not in ("test", "bench"):
+    if rest and options.command not in ("test", "bench", "memory"):
         parser.error("unrecognized arguments: " + " ".join(rest))
     if options.port is not None and not 1 <= options.port <= 65535:
         parser.error(f"--port is a number from 1 to 65535, not {options.port}")
@@ -650,6 +652,89 @@ def run_notebooks(root):
     return 0
 
 
+# ---- how much memory a lab takes ----------------------------------------------------------------------------------
+
+def proc_table():
+    """pid -> (parent's pid, age in seconds, command line) of everything that runs; Linux."""
+    table, ticks = {}, os.sysconf("SC_CLK_TCK")
+    up = float(Path("/proc/uptime").read_text().split()[0])
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                table[int(entry.name)] = int(fields[1]), up - int(fields[19]) / ticks, (entry / "cmdline").read_bytes()
+            except (OSError, ValueError, IndexError):  # it has just ended
+                continue
+    return table
+
+
+def descendants(pid, table):
+    found = [child for child, (parent, _, _) in table.items() if parent == pid]
+    return found + [below for child in found for below in descendants(child, table)]
+
+
+def memory_of(pid):
+    """Bytes of a process, by kind: RssAnon, RssFile, RssShmem, and VmHWM, the most that it ever had in all; {} if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return {}
+    return {name: int(value) * 1024 for name, value in re.findall(r"^(RssAnon|RssFile|RssShmem|VmHWM):\s+(\d+) kB", text, re.MULTILINE)}
+
+
+def watch_memory(process, every=0.03):
+    """The most memory, in bytes, that the kernels below `process` took until it ended: (kernel alone, with everything it started).
+
+    Alone it is what the system counted (VmHWM). Together it is looked at every `every` seconds: what each process has of its own, and once
+    what they map from files (libraries). Not counted are papermill, which runs notebooks here, and JupyterLab, which does so for people.
+    """
+    alone = together = 0
+    while process.poll() is None:
+        table = proc_table()
+        for kernel in descendants(process.pid, table):
+            if b"ipykernel_launcher" not in table[kernel][2] or table[kernel][1] < 0.1:
+                continue
+            # A child that is being started shares its parent's memory for some milliseconds, and would count as much again.
+            family = [kernel, *(pid for pid in descendants(kernel, table) if table[pid][1] >= 0.1)]
+            counts = [found for found in map(memory_of, family) if found]
+            if counts:
+                own = sum(found.get("RssAnon", 0) + found.get("RssShmem", 0) for found in counts)
+                together = max(together, own + max(found.get("RssFile", 0) for found in counts))
+            alone = max(alone, memory_of(kernel).get("VmHWM", 0))
+        time.sleep(every)
+    return alone, max(alone, together)
+
+
+def run_memory(root, rest):
+    """Run labs and print the most memory that each one took, as a table; 1 if one does not fit, or fails."""
+    if not Path("/proc/self/status").exists():
+        raise Stop("How much memory a lab takes is read from /proc, which only Linux has.")
+    full, wanted = "--full" in rest, [word for word in rest if word != "--full"]
+    labs = sorted((root / "notebooks" / "source").glob("[0-9]*.py")) or sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+    names = {lab.stem.partition("_")[0]: lab for lab in labs}
+    unknown = [word for word in wanted if word not in names]
+    if unknown:
+        raise Stop(f"There is no lab {', '.join(unknown)}; there are: {', '.join(names)}. (--full for the whole runs)")
+    say(f"| lab, {'full' if full else 'fast'} | kernel, GB | with what it starts, GB | may take, GB | seconds |\n|---|---:|---:|---:|---:|")
+    too_much = []
+    for name in wanted or names:
+        began, most = time.monotonic(), (1.0 if name in SMALL_LABS else 2.0) * GB
+        command = [str(venv_python(root / ".venv")), "-m", "lora_lab", "run", str(names[name]), "-p", f"fast={'false' if full else 'true'}"]
+        with subprocess.Popen(command, cwd=root, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            said = []
+            reader = threading.Thread(target=lambda lines=said, out=process.stdout: lines.extend(out))  # a full pipe would stop the run
+            reader.start()
+            alone, together = watch_memory(process)
+            reader.join()
+        failed = process.returncode != 0
+        say(f"| {names[name].stem} | {alone / GB:.2f} | {together / GB:.2f} | {most / GB:g} | {time.monotonic() - began:.0f} |")
+        if failed or together > most:
+            too_much.append(name + (f" (failed: {''.join(said).strip()[-300:]})" if failed else ""))
+    if too_much:
+        raise Stop(f"Too much memory, or not run to the end: {', '.join(too_much)}")
+    return 0
+
+
 def run_bench(root, rest):
     scripts = [path for path in sorted((root / "bench").glob("*.py")) if not path.name.startswith("_")]
     if not scripts:
@@ -677,6 +762,8 @@ def main(argv=None):
             return run_notebooks(ROOT)
         if options.command == "bench":
             return run_bench(ROOT, options.rest)
+        if options.command == "memory":
+            return run_memory(ROOT, options.rest)
         return open_lab(ROOT, options)
     except Stop as problem:
         print(f"\n{problem}", file=sys.stderr)

@@ -163,6 +163,39 @@ def pretrain(
         raise _fail("stopped; the same command goes on from the last checkpoint") from None
 
 
+@app.command("pretrain-encoder")
+def pretrain_encoder(
+    folder: Annotated[Path, typer.Argument(help="A folder of .txt or .txt.xz files; lines of <|endoftext|> separate documents in a file.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the model; it appears when it is whole.")],
+    tokens: Annotated[float | None, typer.Option(help="Budget in tokens, e.g. 20e6. Default: once through the text.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget in minutes of training, instead.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for tokens, log and checkpoints. Default: OUT-work.")] = None,
+    vocab: Annotated[int, typer.Option(help="Tokens of the lower-case WordPiece.")] = 6000,
+    layers: Annotated[int, typer.Option()] = 4,
+    width: Annotated[int, typer.Option()] = 128,
+    heads: Annotated[int, typer.Option()] = 4,
+    context: Annotated[int, typer.Option(help="Tokens that the model can see.")] = 128,
+    rows: Annotated[int, typer.Option(help="Windows in a step.")] = 24,
+    hold_out: Annotated[int, typer.Option(help="Keep one document in so many for measuring.")] = 20,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 250,
+    seed: Annotated[int, typer.Option()] = 0,
+    train: Annotated[bool, typer.Option("--train/--no-train", help="--no-train: export the last checkpoint as it is.")] = True,
+) -> None:
+    """Train a small BERT from a folder of text; the same command goes on where a killed one stopped."""
+    from dataclasses import replace
+
+    from lora_lab.encoder import POCKET
+    from lora_lab.encoder import pretrain_encoder as run_recipe
+
+    try:
+        changes = {"vocab": vocab, "layers": layers, "width": width, "heads": heads, "context": context, "rows": rows, "hold_out": hold_out, "seed": seed}
+        run_recipe(folder, out, replace(POCKET, **changes), work=work, tokens=tokens, minutes=minutes, every=every, train=train, say=typer.echo)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        raise _fail(str(error)) from None
+    except KeyboardInterrupt:
+        raise _fail("stopped; the same command goes on from the last checkpoint") from None
+
+
 @app.command()
 def count(
     what: Annotated[str, typer.Argument(help="A preset (gpt2-medium, llama-7b, ...) or a folder with config.json.")],
@@ -202,6 +235,41 @@ def count(
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise _fail(str(error)) from None
     typer.echo(json.dumps(table, indent=1) if as_json else render(table))
+
+
+@app.command()
+def claims(
+    run: Annotated[bool, typer.Option("--run", help="Run the experiments, in our world and in the other one, and compare with what is on record.")] = False,
+    group: Annotated[str | None, typer.Option(help="what, cost, start, training, merging, code, comparisons or paper.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write docs/claims.md from data/claims.yaml.")] = False,
+) -> None:
+    """Claims about LoRA on trial: what people say, what an experiment says, what is true."""
+    import json
+
+    from lora_lab import claims as court
+
+    if group is not None and group not in court.GROUPS:
+        raise _fail(f"there is no group {group!r}; there are {', '.join(court.GROUPS)}")
+    if write:
+        path = _root() / "docs" / "claims.md"
+        path.write_text(court.markdown(), encoding="utf-8")
+        typer.echo(f"{path}: {len(court.load())} claims")
+        return
+    chosen = [claim for claim in court.load().values() if group in (None, claim.group)]
+    rows = [(claim, None, None) for claim in chosen]
+    if run:
+        import torch
+
+        torch.set_num_threads(1)  # small matrices: threads would only wait for each other
+        rows = [found[:3] for found in court.hold([claim.id for claim in chosen])]
+    if as_json:
+        typer.echo(json.dumps(court.plain(rows), indent=1, ensure_ascii=False))
+    else:
+        typer.echo(court.table(rows))
+    strange = [claim.id for claim, ours, _ in rows if ours is not None and claim.complaints(ours)]
+    if strange:
+        raise _fail(f"not as on record: {', '.join(strange)}")
 
 
 @app.command()

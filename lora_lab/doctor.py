@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,6 +24,8 @@ GB = 1e9  # bytes
 MEMORY = 1.0 * GB  # bytes: the most that labs 00-05 use at their peak
 DISK = 0.5 * GB  # bytes: saved adapters, notebooks, records, with room to spare
 CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
+# What a rented notebook (Colab) has of its own, built for its driver and its page, and what only runs notebooks elsewhere.
+HOSTS_OWN = ("torch", "ipywidgets", "ipykernel", "jupyterlab", "jupytext", "papermill")
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,10 @@ def check_widgets() -> Line:
     except PackageNotFoundError:
         return Line("Sliders", False, found + ", but no jupyterlab_widgets: JupyterLab cannot draw them", advice)
     wrong = _unmet("ipywidgets", "jupyterlab_widgets")
-    if wrong or int(ipywidgets.__version__.split(".")[0]) < 8:
+    old = int(ipywidgets.__version__.split(".")[0]) < 8
+    if old and "google.colab" in sys.modules:
+        return Line("Sliders", True, f"{found}: Colab's own, which belongs to its page")
+    if wrong or old:
         return Line("Sliders", False, found + (f", which needs {wrong}" if wrong else ", which is too old"), advice)
     return Line("Sliders", True, found)
 
@@ -178,6 +184,57 @@ def diagnose_machine(folder: str | os.PathLike = ".") -> list[Line]:
             lines.append(Line(name, None, f"could not be examined: {_reason(error)}",
                               "If a lab fails, add this line to your report."))
     return lines
+
+
+# ---- Colab --------------------------------------------------------------------------------------------------------
+
+def missing_packages(lines: list[str] | None = None, extras: tuple[str, ...] = ("lab", "gpt2")) -> list[str]:
+    """What a notebook needs and this Python lacks, or has too old, as pip is told it: ["peft>=0.21", "sacrebleu"].
+
+    lines: requirements as in a package's metadata, by default those of the installed lora-lab. HOSTS_OWN never counts as missing.
+    """
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    found = []
+    for line in requires("lora-lab") if lines is None else lines:
+        needed = Requirement(line)
+        if canonicalize_name(needed.name) in HOSTS_OWN:
+            continue
+        if needed.marker and not any(needed.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
+            continue
+        try:
+            if needed.specifier.contains(version(needed.name), prereleases=True):
+                continue
+        except PackageNotFoundError:
+            pass
+        found.append(f"{needed.name}{needed.specifier}")
+    return found
+
+
+def add_missing() -> None:
+    """Install into a rented notebook what it lacks, and nothing in place of what it has: PyTorch, ipywidgets and their like are pinned.
+
+    Raises RuntimeError with pip's last line where it cannot be had. A second call finds nothing to do.
+    """
+    wanted = missing_packages()
+    if not wanted:
+        return
+    pins = []
+    for name in HOSTS_OWN:
+        try:
+            pins.append(f"{name}=={version(name)}")
+        except PackageNotFoundError:
+            continue
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "host.txt"
+        constraints.write_text("\n".join(pins), encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints), *wanted]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"the lab lacks {', '.join(wanted)}, and pip could not add them: {said[-1]}. Runtime > Restart, then run this cell again")
+    print(f"added: {', '.join(wanted)}")
 
 
 # ---- containers ---------------------------------------------------------------------------------------------------

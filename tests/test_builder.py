@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from lora_lab.course.builder import (
     run_notebook,
     worked_in,
 )
+from lora_lab.course.exercise import UNANSWERED, Question
 
 SAMPLE = Path(__file__).parent / "sample_lab" / "01_sample.py"
 TEXT = SAMPLE.read_text(encoding="utf-8")
@@ -49,6 +51,7 @@ def lab(**changes):
         objectives=("double a number", "fill two gaps"),
         needs=("addition", "patience"),
         exercises=(exercise("1.1"), exercise("1.2", title="Scale it", name="Scale", difficulty=1, minutes=1, points=1)),
+        questions=(),
     )
     return SimpleNamespace(**given | changes)
 
@@ -164,13 +167,14 @@ def test_without_markers_no_opening_and_no_badges(tmp_path):
 
 
 def run_colab_cell(code, modules):
+    """What the cell asks for, in order; nothing is installed and lora_lab is not imported."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     calls = []
     shell = SimpleNamespace(run_line_magic=lambda *magic: calls.append(magic))
     program = TransformerManager().transform_cell(code)
-    fake = {"__import__": lambda name: SimpleNamespace(modules=modules)}
-    exec(program, {"get_ipython": lambda: shell, "__builtins__": fake})
+    found = {"sys": SimpleNamespace(modules=modules), "lora_lab.doctor": SimpleNamespace(add_missing=lambda: calls.append("add_missing"))}
+    exec(program, {"get_ipython": lambda: shell, "__builtins__": {"__import__": lambda name, *_: found[name]}})
     return calls
 
 
@@ -178,11 +182,67 @@ def test_the_colab_cell_comes_first_installs_there_and_does_nothing_elsewhere(tm
     student = make(tmp_path).student
     first = next(cell for cell in student.cells if cell.cell_type == "code")
     assert first.id == "colab" and first.metadata.tags == ["colab"]
-    assert len(first.source.splitlines()) == 2
+    assert len(first.source.splitlines()) == 3
     assert run_colab_cell(first.source, {"sys": None}) == []
-    ((magic, arguments),) = run_colab_cell(first.source, {"google.colab": None})
-    assert magic == "pip" and f'"lora-lab[lab] @ git+{ADDRESS}"' in arguments
+    (magic, arguments), last = run_colab_cell(first.source, {"google.colab": None})
+    assert magic == "pip" and f'--no-deps "lora-lab @ git+{ADDRESS}"' in arguments and last == "add_missing"
     assert not re.search(r"upgrade|-U|force|torch", arguments)
+
+
+def test_links_and_the_colab_cell_name_one_release(tmp_path):
+    (tmp_path / "pyproject.toml").write_text(f'[project]\nversion = "3.1.4"\n[project.urls]\nRepository = "{ADDRESS}"\n')
+    student = build_lab(write(tmp_path), lab=lab()).student
+    assert f"git+{ADDRESS}@v3.1.4" in cell(student, "colab").source
+    for link in ("/blob/v3.1.4/notebooks/01_sample.ipynb", "/v2/gh/someone/some-lab/v3.1.4?urlpath="):
+        assert link in student.cells[0].source
+    assert "HEAD" not in notebook_text(student) and "/main/" not in notebook_text(student)
+
+
+# -- questions that are answered in words
+
+QUESTION = Question("1.F1", "Why twice?", 5, "Why is twice a number *not* its square?", ((2, "says when both agree"), (1, "gives an example")))
+FREE = '\n# %% [markdown] free="1.F1"\n# They agree at zero and at two, which decides nothing.\n'
+
+
+def test_a_question_gets_its_header_and_an_empty_cell_for_students(tmp_path):
+    student, instructor = make(tmp_path, TEXT + FREE, questions=(QUESTION,))
+    for notebook in (student, instructor):
+        head = cell(notebook, "head-1-F1").source
+        assert head.startswith("### In your own words 1.F1 · Why twice?\n\n5 minutes") and QUESTION.ask in head
+        assert "- says when both agree (2 points)\n- gives an example (1 point)" in head
+        answer = cell(notebook, "free-1-F1")
+        assert answer.cell_type == "markdown" and answer.metadata.tags == ["free:1.F1"] and "free" not in answer.metadata
+        marked = answer.metadata.nbgrader
+        assert (marked.grade, marked.solution, marked.points, marked.cell_type, marked.locked) == (True, True, 3, "markdown", False)
+        MetadataValidatorV3().validate_nb(notebook)
+    assert cell(student, "free-1-F1").source == UNANSWERED
+    assert "decides nothing" in cell(instructor, "free-1-F1").source and "decides nothing" not in notebook_text(student)
+    assert "and 3 points for what you write" in cell(student, "opening").source
+    assert "They agree at zero and at two, which decides nothing." in answer_lines(tmp_path / "01_sample.py")
+
+
+def test_what_the_grader_reads_is_what_the_builder_wrote(tmp_path):
+    from lora_lab.course.grading.exports import said
+    from lora_lab.course.grading.inside.reading import read
+
+    student = make(tmp_path, TEXT + FREE, questions=(QUESTION,)).student
+    for typed, kept in ((UNANSWERED, ""), ("Because.", "Because."), (f"{UNANSWERED}\n\nBecause.", "Because.")):
+        cell(student, "free-1-F1").source = typed
+        ((name, text),) = read(notebook_text(student).encode(), {})["free"]
+        assert (name, said(text)) == ("1.F1", kept)
+
+
+@pytest.mark.parametrize(("text", "questions", "said"), [
+    (FREE, (), "'1.F1' is not in the lab's file, which has none"),
+    ("", (QUESTION,), "has question 1.F1 and this source lacks it"),
+    (FREE + FREE, (QUESTION,), "stands in line"),
+    (FREE.replace(" [markdown]", "").replace("# They agree at zero and at two, which", "x = 1  #"), (QUESTION,), "make it a markdown cell"),
+    (FREE.replace("# They agree at zero and at two, which decides nothing.", "#"), (QUESTION,), "has no answer for those who teach"),
+    (FREE, (replace(QUESTION, ask="why " * 61),), "61 words, at most 60"),
+])
+def test_questions_that_are_refused(tmp_path, text, questions, said):
+    problems = refusals(tmp_path, TEXT + text, questions=questions)
+    assert len(problems) == 1 and said in problems[0], problems
 
 
 def test_the_file_is_plain_deterministic_json(tmp_path):

@@ -480,3 +480,27 @@ def test_with_a_name_the_inputs_are_ones_own_and_a_neighbours_numbers_fail(monke
     unnamed = []
     assert check("0.1", lambda x: unnamed.append(x.clone()) or x.mean(0))
     assert torch.equal(unnamed[0], seen[""][0])
+
+
+def test_a_run_that_is_defended_has_numbers_of_ones_own(monkeypatch):
+    """What lab 07's plan runs on: `student_seed() + s`. Two names train to two losses, one name to one, and nobody's stays the class's."""
+    from torch import nn
+
+    from lora_lab import Batches, apply_lora, train
+    from lora_lab.course import student_seed
+
+    def defended(name):
+        monkeypatch.setenv("LORA_LAB_STUDENT", name)
+        torch.manual_seed(student_seed() + 1)
+        model = apply_lora(nn.Sequential(nn.Linear(6, 4)), r=2, alpha=4, target_modules=["0"])
+        x, y = torch.randn(32, 6), torch.randint(4, (32,))
+        *_, last = train(model, Batches(x, y, batch_size=8, seed=student_seed() + 1), steps=5, lr=1e-2)
+        return last.loss
+
+    losses = {name: defended(name) for name in ("", "ada", "grace", "alan")}
+    assert len(set(losses.values())) == 4 and defended("ada") == losses["ada"]
+    monkeypatch.delenv("LORA_LAB_STUDENT")
+    assert student_seed() == 0
+    (root,) = [folder for folder in Path(__file__).resolve().parents if (folder / "notebooks" / "source").is_dir()]
+    plan = (root / "notebooks" / "source" / "07_fine_tune_gpt2.py").read_text(encoding="utf-8").partition("go = False")[2]
+    assert "torch.manual_seed(yours)" in plan and "student_seed() + s" in plan and "seed=yours" in plan

@@ -9,7 +9,7 @@ import pytest
 
 import lora_lab.course
 from lora_lab.course import labs as registry
-from lora_lab.course.exercise import Case, Diagnosis, Exercise, Lab, Prediction, compare, first_numbers
+from lora_lab.course.exercise import Case, Diagnosis, Exercise, Lab, Prediction, Question, compare, first_numbers
 
 CASE = Case("it works", lambda rng: None, lambda inputs, answers: None)
 
@@ -53,6 +53,25 @@ def test_a_lab_refuses(changes, said):
 def test_a_prediction_refuses(fields, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         Prediction(*fields)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"id": "0.1"}, "'2.F1'"), ({"title": " "}, "title"), ({"ask": ""}, "question"), ({"minutes": 0}, "minutes"), ({"rubric": ()}, "rubric"),
+    ({"rubric": ((0, "x"),)}, "rubric"), ({"rubric": ((1, " "),)}, "rubric"), ({"rubric": ("one point",)}, "rubric"), ({"rubric": "text"}, "list or tuple"),
+])
+def test_a_question_refuses(changes, said):
+    good = dict(id="0.F1", title="t", minutes=5, ask="Why?", rubric=((1, "a"), (2, "b")))
+    assert Question(**good).points == 3
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Question(**(good | changes))
+
+
+def test_a_question_belongs_to_its_lab_and_its_points_are_given_by_a_person():
+    question = Question("0.F1", "t", 5, "Why?", ((3, "a"),))
+    assert lab(questions=(question,)).points == lab().points
+    for questions, said in (((question, question), "stands twice"), ((Question("1.F1", "t", 5, "Why?", ((3, "a"),)),), "belongs to lab '1'")):
+        with pytest.raises(ValueError, match=said):
+            lab(questions=questions)
 
 
 def test_the_others_refuse():

@@ -300,6 +300,73 @@ def test_html():
     assert "<style" not in page and "class=" not in page and "<script" not in page
 
 
+# ---- Colab --------------------------------------------------------------------------------------------------------
+
+
+def installed(monkeypatch, **versions):
+    """Make `version` know these packages and no others."""
+    def version(name):
+        try:
+            return versions[name.replace("-", "_").lower()]
+        except KeyError:
+            raise importlib.metadata.PackageNotFoundError(name) from None
+
+    monkeypatch.setattr(doctor, "version", version)
+
+
+NEEDED = ["torch>=2.6", "numpy", 'ipywidgets>=8; extra == "lab"', 'jupyterlab>=4; extra == "lab"', 'peft>=0.21; extra == "lab"',
+          'sacrebleu; extra == "gpt2"', 'voila; extra == "lecture"', 'scikit-learn; extra == "lab"']  # fmt: skip
+
+
+def test_what_colab_lacks_is_what_is_absent_or_too_old(monkeypatch):
+    installed(monkeypatch, torch="2.3.0+cu121", numpy="2.0.2", ipywidgets="7.7.1", peft="0.19.1", scikit_learn="1.6.1")
+    assert doctor.missing_packages(NEEDED) == ["peft>=0.21", "sacrebleu"]  # never torch and ipywidgets, however old; never what only a server needs
+    installed(monkeypatch, torch="2.11.0+cu128", numpy="2.0.2", peft="0.21.2", sacrebleu="2.6.0", scikit_learn="1.6.1")
+    assert doctor.missing_packages(NEEDED) == []
+
+
+def test_the_projects_own_list_is_read(monkeypatch):
+    installed(monkeypatch)
+    found = doctor.missing_packages()
+    assert {"numpy", "peft>=0.21", "sacrebleu", "matplotlib"} <= set(found)
+    assert not {"torch", "ipywidgets", "jupyterlab", "papermill", "voila", "pytest", "jupyterhub"} & {line.split(">")[0].split("[")[0] for line in found}
+
+
+def test_what_is_added_leaves_torch_and_widgets_where_they_are(monkeypatch, capsys):
+    installed(monkeypatch, torch="2.11.0+cu128", ipywidgets="7.7.1")
+    monkeypatch.setattr(doctor, "missing_packages", lambda: ["peft>=0.21", "sacrebleu"])
+    asked = []
+
+    def pip(command, **_):
+        constraints = Path(command[command.index("-c") + 1])
+        asked.append((command[1:4], command[-2:], constraints.read_text().split()))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(doctor.subprocess, "run", pip)
+    doctor.add_missing()
+    assert asked == [(["-m", "pip", "install"], ["peft>=0.21", "sacrebleu"], ["torch==2.11.0+cu128", "ipywidgets==7.7.1"])]
+    assert "peft" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "missing_packages", lambda: [])
+    doctor.add_missing()  # a second time: pip is not even asked
+    assert len(asked) == 1 and capsys.readouterr().out == ""
+
+
+def test_what_pip_could_not_add_is_said(monkeypatch):
+    monkeypatch.setattr(doctor, "missing_packages", lambda: ["sacrebleu"])
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "WARNING: x\nERROR: no network\n"))
+    with pytest.raises(RuntimeError, match="lacks sacrebleu, .*no network"):
+        doctor.add_missing()
+
+
+def test_colabs_own_widgets_are_fine_on_colab_alone(monkeypatch):
+    fake = SimpleNamespace(__version__="7.7.1")
+    monkeypatch.setitem(sys.modules, "ipywidgets", fake)
+    monkeypatch.setattr(doctor, "_unmet", lambda *a: "")
+    assert doctor.check_widgets().ok is False
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    assert doctor.check_widgets().ok is True
+
+
 def test_badges_can_be_read():
     """White on each accent has a contrast of at least 4.5 : 1 (WCAG 2, level AA)."""
     def luminance(color):

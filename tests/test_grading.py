@@ -22,6 +22,7 @@ import pytest
 from grading_tools import HEAD, LIMITS, RIGHT, SECRET, answer, close_all, code, grade, notebook, server_for
 from mutants import load
 
+from lora_lab.course.exercise import UNANSWERED
 from lora_lab.course.grading import client, exports, feedback, marks, submissions
 from lora_lab.course.grading import grade as grade_folder
 from lora_lab.course.grading.submissions import BadSubmissions, Submission, find
@@ -415,6 +416,30 @@ def test_written_answers_are_marked_by_a_person(tmp_path):
     assert grades[0] == ["student", "0.1", "free 0.F1", "lab 00", "total"] and grades[1] == ["(maximum)", "1", "3", "4", "4"]
     assert grades[2] == ["ada", "1", "1.5", "2.5", "2.5"] and grades[3] == ["bob", "0", "3", "3", "3"]  # not above the rubric's maximum
     assert "well said" in (tmp_path / "out" / "feedback" / "ada.html").read_text()
+
+
+def test_a_labs_own_questions_make_the_rubric_and_what_nobody_wrote_is_no_answer(tmp_path):
+    """From the student's notebook as it is built: one answers, one leaves the cell as it was, one splits it in two."""
+    lab = labs()["3"]
+    (question,) = lab.questions
+    rubric = exports.rubric_text(lab, {"3.F1", "3.F9"})
+    (tmp_path / "rubric.md").write_text(rubric, encoding="utf-8")
+    read = {q.id: q for q in exports.read_rubric(tmp_path / "rubric.md")}
+    assert set(read) == {"3.F1", "3.F9"} and (read["3.F1"].points, read["3.F1"].title) == (question.points, question.title)
+    assert all(what in read["3.F1"].text for _, what in question.rubric) and question.ask in read["3.F1"].text
+
+    def marks_of(student, *texts):
+        return {"student": student, "lab": "3", "free": [["3.F1", text] for text in texts]}
+
+    given = [marks_of("ada", f"{UNANSWERED}\nThe step."), marks_of("bob", UNANSWERED), marks_of("eve", "One.", "Two.")]
+    written = exports.Written(tmp_path / "written")
+    assert written.collect(given, labs()) == []
+    rows = table(tmp_path / "written" / lab.name / "answers.csv")
+    assert [row[:3] for row in rows[1:]] == [["ada", "3.F1", "The step."], ["eve", "3.F1", "One.\n\nTwo."]]
+    assert [q.points for q in written.questions(lab)] == [question.points]  # of those who wrote nothing, too
+    nobody = exports.Written(tmp_path / "nobody")
+    nobody.collect([marks_of("bob")], labs())
+    assert [q.id for q in nobody.questions(lab)] == ["3.F1"]
 
 
 def test_the_maximum_comes_from_the_lab(tmp_path):

@@ -121,7 +121,7 @@ def test_start_and_ci_use_extras_that_exist():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no executable bit")
-@pytest.mark.parametrize("name", [".ci/run", "binder/postBuild"])
+@pytest.mark.parametrize("name", [".ci/run", ".ci/keras", "binder/postBuild"])
 def test_scripts_can_be_run(name):
     path = ROOT / name
     assert path.stat().st_mode & stat.S_IXUSR
@@ -137,8 +137,8 @@ def test_workflow():
     matrix = workflow["jobs"]["test"]["strategy"]["matrix"]
     assert {name.partition("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
     assert set(matrix["python"]) == {"3.11", "3.13"}
-    for job in workflow["jobs"].values():
-        assert job["steps"][-1]["run"] == "python start.py test"
+    for name, job in workflow["jobs"].items():
+        assert job["steps"][-1]["run"] == ("bash .ci/keras" if name == "keras" else "python start.py test")
     assert workflow["jobs"]["drift"]["steps"][-1]["env"] == {"LORA_LAB_UNPINNED": "1"}
 
 

@@ -656,6 +656,72 @@ def test_bench_runs_every_script(start, called, tmp_path, capsys):
     assert called.record == [[str(tmp_path / "bench" / f"{name}.py"), "--fast"] for name in "ab"]
 
 
+# ---- how much memory a lab takes ----------------------------------------------------------------------------------
+
+KERNEL = """
+import subprocess, sys, time
+own, child = int(sys.argv[1]), int(sys.argv[2])
+held = bytearray(own)
+if child:
+    code = f"import time; held = bytearray({child}); time.sleep(1)"
+    other = subprocess.Popen([sys.executable, "-c", code])
+    time.sleep(0.1)
+    brief = subprocess.run(["true"])  # for a moment it shares all of this process' memory, and must not count as much again
+    other.wait()
+time.sleep(0.3)
+held = None  # the peak is what counts
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux has /proc")
+def test_memory_of_a_kernel_and_its_children(start, tmp_path):
+    """Against sizes that are known: what is measured may differ from them by what Python itself needs, which another run shows."""
+    (tmp_path / "ipykernel_launcher.py").write_text(KERNEL)
+
+    def peak(own, child):
+        command = f"import subprocess, sys; subprocess.run([sys.executable, {str(tmp_path / 'ipykernel_launcher.py')!r}, '{own}', '{child}'])"
+        with subprocess.Popen([sys.executable, "-c", command]) as process:
+            return start.watch_memory(process)
+
+    MB = 10**6
+    (bare, _), (alone, together), (small, with_child) = peak(0, 1), peak(300 * MB, 1), peak(100 * MB, 200 * MB)
+    # A second Python has 5-10 MB of its own, and pages of 4 kB and malloc's first arena move by less than 3 MB.
+    assert abs(alone - bare - 300 * MB) < 3 * MB and alone <= together < alone + 20 * MB
+    assert abs(small - bare - 100 * MB) < 3 * MB and 200 * MB < with_child - small < 220 * MB
+
+
+def test_memory_runs_what_is_asked_for_and_names_what_does_not_fit(start, called, tmp_path, capsys, monkeypatch):
+    sources = tmp_path / "notebooks" / "source"
+    sources.mkdir(parents=True)
+    for name in ("02_b", "07_f"):
+        (sources / f"{name}.py").touch()
+    asked = []
+
+    class Run(SimpleNamespace):
+        def __enter__(self):
+            return self
+
+        __exit__ = lambda *_: None  # noqa: E731
+
+    def popen(command, **_):
+        asked.append(command[-3:])
+        return Run(stdout=["it said why\n"], returncode=int("07_f" in command[-3] and "fast=false" in command))
+
+    monkeypatch.setattr(start.subprocess, "Popen", popen)
+    monkeypatch.setattr(start, "watch_memory", lambda process: (0.7e9, 1.3e9))
+    if not Path("/proc/self/status").exists():
+        assert start.main(["memory"]) == 1 and "only Linux" in capsys.readouterr().err
+        return
+    assert start.main(["memory"]) == 1  # 1.3 GB are too much for lab 02 and not for lab 07
+    out, err = capsys.readouterr()
+    assert "| 02_b | 0.70 | 1.30 | 1 |" in out and "| 07_f | 0.70 | 1.30 | 2 |" in out and err.strip().endswith(": 02")
+    assert [Path(a).stem for a, _, _ in asked] == ["02_b", "07_f"] and {last for *_, last in asked} == {"fast=true"}
+    assert start.main(["memory", "07", "--full"]) == 1 and asked[-1][2] == "fast=false"
+    assert "07 (failed: it said why)" in capsys.readouterr().err
+    assert start.main(["memory", "9"]) == 1 and "there are: 02, 07" in capsys.readouterr().err
+
+
 def test_playground_builds_no_notebooks_and_opens(start, called, tmp_path):
     sources = tmp_path / "notebooks" / "source"
     sources.mkdir(parents=True)

@@ -30,10 +30,11 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_raw_cell
 
+from lora_lab.course.exercise import UNANSWERED
 from lora_lab.files import atomic_write
 
 MAX_WORDS = 60  # of prose between two code cells
-MAX_CELLS = 40  # written for students; headers, opening and the Colab cell come on top
+MAX_CELLS = 40  # written for students; headers, opening, the Colab cell and cells to answer in words come on top
 MAX_SHARE = 0.6  # of a lab's minutes that go into exercises: the rest is seeing, predicting, reading
 
 OPENING, BADGES = "<!-- lab:opening -->", "<!-- lab:badges -->"
@@ -84,6 +85,10 @@ class _Cell:
     @property
     def check(self) -> str | None:
         return self.metadata.get("check")
+
+    @property
+    def free(self) -> str | None:
+        return self.metadata.get("free")
 
 
 class _Problems:
@@ -139,12 +144,13 @@ def _read_cells(path: Path) -> list[_Cell]:
     return found
 
 
-def _repository(root: Path | None) -> str | None:
-    """The address in `[project.urls] Repository`, the only place where it stands."""
+def _project(root: Path | None) -> tuple[str | None, str | None]:
+    """(address, tag): `[project.urls] Repository`, the only place where it stands, and the tag of `[project] version`, v0.1.0."""
     if root is None or not (root / "pyproject.toml").exists():
-        return None
+        return None, None
     project = tomllib.loads(_read_text(root / "pyproject.toml")).get("project", {})
-    return project.get("urls", {}).get("Repository", "").rstrip("/").removesuffix(".git") or None
+    address = project.get("urls", {}).get("Repository", "").rstrip("/").removesuffix(".git") or None
+    return address, f"v{project['version']}" if "version" in project else None
 
 
 def _root_of(source: Path) -> Path | None:
@@ -232,6 +238,33 @@ def _check_exercises(cells: list[_Cell], lab: Any, problems: _Problems) -> None:
             problems.add(cell.line, f'exercise {cell.exercise} has no check; add a cell with check="{cell.exercise}"')
 
 
+def _check_questions(cells: list[_Cell], lab: Any, problems: _Problems) -> None:
+    """Each question of the lab's file has one markdown cell, with an answer in the source that students don't get."""
+    known, seen = {question.id: question for question in lab.questions}, {}
+    for cell in cells:
+        name = cell.free
+        if name is None:
+            continue
+        if name not in known:
+            problems.add(
+                cell.line,
+                f"question {name!r} is not in the lab's file, which has {', '.join(sorted(known)) or 'none'}; describe it there or correct the id",
+            )
+        elif name in seen:
+            problems.add(cell.line, f"question {name} stands in line {seen[name]} already; give this one its own id")
+        if cell.kind != "markdown" or cell.hidden:
+            problems.add(cell.line, f"question {name} is answered in words; make it a markdown cell that is not hidden")
+        if not cell.text.strip():
+            problems.add(cell.line, f"question {name} has no answer for those who teach; write one, students get an empty cell")
+        seen.setdefault(name, cell.line)
+    for name in sorted(set(known) - set(seen)):
+        problems.add(1, f'the lab\'s file has question {name} and this source lacks it; add a markdown cell with free="{name}" and an answer')
+    for name, question in known.items():
+        words, _ = _read_markdown(question.ask)
+        if words > MAX_WORDS:
+            problems.add(seen.get(name, 1), f"question {name} has {words} words, at most {MAX_WORDS}; cut")
+
+
 def _check_lab(cells: list[_Cell], lab: Any, problems: _Problems) -> None:
     if not lab.objectives:
         problems.add(1, f"lab {lab.name} has no objectives; say in the lab's file what students will learn")
@@ -242,7 +275,7 @@ def _check_lab(cells: list[_Cell], lab: Any, problems: _Problems) -> None:
             f"the exercises take {needed:g} of {lab.minutes:g} minutes, more than {MAX_SHARE:.0%}; "
             f"shorten them, drop one, or give the lab more time",
         )
-    length = sum(not cell.hidden for cell in cells)
+    length = sum(not cell.hidden and cell.free is None for cell in cells)
     if length > MAX_CELLS:
         problems.add(1, f"{length} cells, at most {MAX_CELLS}; merge some or split the lab")
     heading = f"# {lab.name.partition('_')[0]} · {lab.title}"
@@ -332,6 +365,8 @@ def _read_markdown(text: str) -> tuple[int, list[int]]:
 def _check_prose(cells: list[_Cell], problems: _Problems) -> None:
     words, start = 0, None
     for cell in [*(cell for cell in cells if not cell.hidden), None]:  # a hidden cell parts nothing for a student
+        if cell is not None and cell.free is not None:
+            continue  # a student sees one line there
         if cell is not None and cell.kind == "markdown":
             more, bare = _read_markdown(cell.text)
             words, start = words + more, start or cell.line
@@ -464,6 +499,8 @@ def _cell_ids(cells: list[_Cell]) -> list[str]:
             name = f"ex-{_slug(cell.exercise)}"
         elif cell.check is not None:
             name = f"check-{_slug(cell.check)}"
+        elif cell.free is not None:
+            name = f"free-{_slug(cell.free)}"
         else:
             name = "c-" + hashlib.sha256(f"{cell.kind}\n{cell.text}".encode()).hexdigest()[:12]
         taken[name] = taken.get(name, 0) + 1
@@ -479,8 +516,10 @@ def _opening(lab: Any) -> str:
     points = sum(exercise.points for exercise in lab.exercises)
     needs = lab.needs if isinstance(lab.needs, str) else "; ".join(lab.needs)
     goals = "\n".join(f"- {objective}" for objective in lab.objectives)
+    words = sum(question.points for question in lab.questions)
+    more = f" · and {_plural(words, 'point')} for what you write" if words else ""
     return (
-        f"**{_plural(lab.minutes, 'minute')} · {_plural(len(lab.exercises), 'exercise')} · {_plural(points, 'point')}"
+        f"**{_plural(lab.minutes, 'minute')} · {_plural(len(lab.exercises), 'exercise')} · {_plural(points, 'point')}{more}"
         f"{'' if lab.core else ' · elective'}**\n\n"
         f"**What you will learn**\n\n{goals}\n\n**What you need**: {needs}"
     )
@@ -494,29 +533,42 @@ def _header(exercise: Any) -> str:
     )
 
 
-def _badges(repository: str | None, name: str) -> str:
+def _question_header(question: Any) -> str:
+    rubric = "\n".join(f"- {what} ({_plural(points, 'point')})" for points, what in question.rubric)
+    return (
+        f"### In your own words {question.id} · {question.title}\n\n"
+        f"{_plural(question.minutes, 'minute')}, at home if class is over · {_plural(question.points, 'point')}, given by a person\n\n"
+        f"{question.ask}\n\n{rubric}"
+    )
+
+
+def _badges(repository: str | None, tag: str | None, name: str) -> str:
     """Binder and Colab open a notebook by its address on GitHub; from elsewhere there is nothing to link to."""
     address = urlsplit(repository or "")
     if address.hostname != "github.com":
         return ""
     slug, notebook = address.path.strip("/"), f"notebooks/{name}.ipynb"
-    # Links and no images: a room without a network would see two broken pictures first.
-    binder = f"https://mybinder.org/v2/gh/{slug}/HEAD?urlpath=lab/tree/{notebook}"
-    colab = f"https://colab.research.google.com/github/{slug}/blob/main/{notebook}"
+    # Links and no images: a room without a network would see two broken pictures first. To a release, because Binder builds an
+    # image for each commit that is asked for (minutes, and for a class only once), and Colab's cell installs that release.
+    binder = f"https://mybinder.org/v2/gh/{slug}/{tag or 'HEAD'}?urlpath=lab/tree/{notebook}"
+    colab = f"https://colab.research.google.com/github/{slug}/blob/{tag or 'main'}/{notebook}"
     return f"[Open in Binder]({binder}) · [Open in Colab]({colab})"
 
 
-def _colab(repository: str) -> str:
-    # Without constraints: pip leaves a torch alone that is new enough, and Colab's is built for its own driver.
+def _colab(repository: str, tag: str | None) -> str:
+    # --no-deps: Colab's PyTorch is built for its driver, and its ipywidgets belongs to its page. `add_missing` knows the rest.
     return (
-        'if "google.colab" in __import__("sys").modules:  # on Colab only\n'
-        f'    %pip install --quiet "lora-lab[lab] @ git+{repository}"'
+        'if "google.colab" in __import__("sys").modules:  # on Colab only: the lab, and what Colab lacks\n'
+        f'    %pip install --quiet --no-deps "lora-lab @ git+{repository}{f"@{tag}" if tag else ""}"\n'
+        "    from lora_lab.doctor import add_missing; add_missing()"
     )
 
 
 def _nbgrader(cell: _Cell, points: float) -> dict[str, Any]:
-    common = {"schema_version": 3, "task": False, "cell_type": "code"}
-    if cell.exercise is not None:
+    common = {"schema_version": 3, "task": False, "cell_type": cell.kind}
+    if cell.free is not None:  # nbgrader's manually graded answer
+        own = {"grade": True, "grade_id": f"free-{_slug(cell.free)}", "locked": False, "solution": True, "points": points}
+    elif cell.exercise is not None:
         own = {"grade": False, "grade_id": f"ex-{_slug(cell.exercise)}", "locked": False, "solution": True}
     else:
         own = {"grade": True, "grade_id": f"check-{_slug(cell.check)}", "locked": True, "solution": False}
@@ -535,22 +587,23 @@ def _fingerprint(notebook: Mapping[str, Any]) -> str:
 
 
 def _assemble(
-    cells: list[_Cell], lab: Any, repository: str | None, solved: frozenset[str] | None
-) -> tuple[NotebookNode, int]:
+    cells: list[_Cell], lab: Any, repository: str | None, tag: str | None, solved: frozenset[str] | None
+) -> NotebookNode:
     """One copy. `solved`: exercises whose answer the student's copy keeps; None makes the instructor's copy."""
     exercises = {exercise.id: exercise for exercise in lab.exercises}
+    questions = {question.id: question for question in lab.questions}
     made: list[NotebookNode] = []
 
     def generate(kind: str, name: str, text: str, **metadata: Any) -> None:
         made.append(_NEW_CELL[kind](text, id=name, metadata=metadata))
 
-    colab_due, badges = repository is not None, _badges(repository, lab.name)
+    colab_due, badges = repository is not None, _badges(repository, tag, lab.name)
     for cell, name in zip(cells, _cell_ids(cells), strict=True):
         if cell.hidden and solved is not None:
             continue
         text, metadata = cell.text, dict(cell.metadata)
         if cell.kind == "code" and colab_due:
-            generate("code", "colab", _colab(repository), tags=["colab"])
+            generate("code", "colab", _colab(repository, tag), tags=["colab"])
             colab_due = False
         if cell.exercise is not None:
             exercise = exercises[cell.exercise]
@@ -558,6 +611,12 @@ def _assemble(
             if solved is not None:
                 hide = cell.exercise not in solved
                 text = _without_answer(text, exercise.id, exercise.name) if hide else _without_markers(text)
+        if cell.free is not None:
+            question = questions[cell.free]
+            generate("markdown", f"head-{_slug(cell.free)}", _question_header(question))
+            text = text if solved is None else UNANSWERED
+            del metadata["free"]
+            metadata |= {"tags": [*cell.tags, f"free:{cell.free}"], "nbgrader": _nbgrader(cell, question.points)}
         if cell.exercise is not None or cell.check is not None:
             metadata["nbgrader"] = _nbgrader(cell, exercises[cell.exercise or cell.check].points)
         opens = OPENING in text
@@ -581,13 +640,13 @@ def _assemble(
 
 
 def build_lab(
-    source: str | os.PathLike, solved: Iterable[str] = (), *, lab: Any = None, repository: str | None = None
+    source: str | os.PathLike, solved: Iterable[str] = (), *, lab: Any = None, repository: str | None = None, tag: str | None = None
 ) -> Built:
     """Student and instructor notebook of one source.
 
     source: a percent-format file, NN_name.py; `lab` is the lab of that name unless given.
     solved: ids of exercises whose answers the student copy keeps (for half-solved runs).
-    repository: address for badges and the Colab cell, by default `[project.urls] Repository` above the source.
+    repository, tag: address and release for badges and the Colab cell, by default those of the pyproject.toml above the source.
     Raises BuildError, with every fault of the source in `problems`.
     """
     source = Path(source)
@@ -600,16 +659,19 @@ def build_lab(
     unknown = set(solved) - {exercise.id for exercise in lab.exercises}
     if unknown:
         raise BuildError([f"{source.name}, line 1: solved={sorted(unknown)} are no exercises of lab {lab.name}"])
-    repository = repository or _repository(_root_of(source))
+    if repository is None:
+        repository, tag = _project(_root_of(source))
     cells, problems = _read_cells(source), _Problems(source)
     _check_lab(cells, lab, problems)
     _check_markers(cells, problems)
     _check_exercises(cells, lab, problems)
+    _check_questions(cells, lab, problems)
     _check_prose(cells, problems)
     _check_code(cells, problems)
     _check_stubs(cells, problems)
     problems.raise_if_any()
-    return Built(_assemble(cells, lab, repository, frozenset(solved)), _assemble(cells, lab, repository, None))
+    student, instructor = (_assemble(cells, lab, repository, tag, kept) for kept in (frozenset(solved), None))
+    return Built(student, instructor)
 
 
 def _labs() -> Mapping[str, Any]:
@@ -660,7 +722,8 @@ def build_all(
             problems.append(f"{source.name}, line 1: no lab is called {source.stem!r}; add it to the labs")
             continue
         try:
-            built = build_lab(source, lab=labs[source.stem], repository=_repository(root))
+            address, tag = _project(root)
+            built = build_lab(source, lab=labs[source.stem], repository=address, tag=tag)
             texts[f"{source.stem}.ipynb"] = notebook_text(built.student), notebook_text(built.instructor)
         except BuildError as error:
             problems += error.problems
@@ -698,7 +761,7 @@ def answer_lines(source: str | os.PathLike) -> set[str]:
     """
     inside: dict[bool, set[str]] = {True: set(), False: set()}
     for cell in _read_cells(Path(source)):
-        answer = False
+        answer = cell.free is not None
         for line in cell.text.split("\n"):
             marker = _MARKER.match(line)
             if marker:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -62,13 +61,14 @@ def release(root: str | os.PathLike, out: str | os.PathLike) -> list[str]:
         (copy / "notebooks").mkdir(parents=True)
         for source in found:
             try:
-                text = notebook_text(build_lab(source).student)
+                notebook = build_lab(source).student
             except BuildError as error:
                 raise ClassroomError(f"{source.name} does not build: {error}") from error
-            given_away = sorted(line for line in answer_lines(source) if json.dumps(line)[1:-1] in text)
+            # Whole lines: an answer's `import re` is no part of `from dataclasses import replace`.
+            given_away = sorted(answer_lines(source) & {line.strip() for cell in notebook.cells for line in cell.source.splitlines()})
             if given_away:
                 raise ClassroomError(f"the notebook of {source.name} holds a line of an answer: {given_away[0]!r}")
-            (copy / "notebooks" / f"{source.stem}.ipynb").write_bytes(text.encode())
+            (copy / "notebooks" / f"{source.stem}.ipynb").write_bytes(notebook_text(notebook).encode())
         for name in RELEASED:
             _copy(root / name, copy / name, root)
         (copy / "README.md").write_text(students_readme((root / "README.md").read_text(encoding="utf-8")), encoding="utf-8")
@@ -172,7 +172,7 @@ def _download_wheels(copy: Path, platforms: Iterable[str], python: str | None, t
 
     project = tomllib.loads((copy / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
-    wanted = ["pip>=24.1", *project["build-system"]["requires"], *project["project"]["dependencies"], *extras["lab"], *extras["gpt2"]]
+    wanted = ["pip>=24.1", *project["build-system"]["requires"], *project["project"]["dependencies"], *extras["lab"], *extras["gpt2"], *extras["lecture"]]
     for platform in list(platforms) or [None]:
         say(f"packages for {platform or 'this system'}")
         command = [sys.executable, "-m", "pip", "download", "-q", "-d", copy / "wheels", "-c", copy / "constraints.txt", "--only-binary=:all:", *wanted]

@@ -1,4 +1,4 @@
-"""What a lab consists of: exercises made of cases, and predictions. Plain frozen records; this file runs nothing.
+"""What a lab consists of: exercises made of cases, predictions, questions. Plain frozen records; this file runs nothing.
 
 A worked example, complete: an exercise that asks for the mean of the rows of a matrix.
 
@@ -49,6 +49,7 @@ from typing import Any
 import numpy as np
 
 LAB_NUMBER = r"\d+[a-z]?"
+UNANSWERED = "*Your answer: double-click here, and write it in place of this line.*"
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,41 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question that is answered in words and marked by a person, in minutes on top of the lab's.
+
+    `ask`: what to write about, markdown; `rubric`: (points, what an answer shows) pairs, which the student reads, too."""
+
+    id: str
+    title: str
+    minutes: int
+    ask: str
+    rubric: tuple[tuple[int, str], ...]
+
+    def __post_init__(self):
+        where = f"question {self.id!r}"
+        _as_tuples(self, "rubric")
+        _demand(bool(re.fullmatch(LAB_NUMBER + r"\.F\d+", str(self.id))), f"{where}: an id looks like '2.F1' or '2b.F1'")
+        for name in ("title", "ask"):
+            _demand(bool(getattr(self, name).strip()), f"{where} needs {'a title' if name == 'title' else 'its question'}")
+        _demand(_positive(self.minutes), f"{where}: minutes must be 1 or more, found {self.minutes!r}")
+        good = all(isinstance(row, tuple) and len(row) == 2 and _positive(row[0]) and str(row[1]).strip() for row in self.rubric)
+        _demand(bool(self.rubric) and good, f"{where}: a rubric is made of (points, what an answer shows), found {self.rubric!r}")
+
+    @property
+    def lab(self) -> str:
+        return self.id.split(".")[0]
+
+    @property
+    def points(self) -> int:
+        return sum(points for points, _ in self.rubric)
+
+
+@dataclass(frozen=True)
 class Lab:
     """One notebook. `number`: "2" or "2b", the part of an id before the dot; `name`: the notebook's file name without
-    .ipynb; `minutes` for the whole lab; `core`: False for an elective; `needs`: what one should know before."""
+    .ipynb; `minutes` for the whole lab; `core`: False for an elective; `needs`: what one should know before.
+    `points` are those of the exercises: what is answered in words has points of its own, given by a person."""
 
     number: str
     name: str
@@ -169,19 +202,21 @@ class Lab:
     needs: tuple[str, ...]
     exercises: tuple[Exercise, ...] = ()
     predictions: tuple[Prediction, ...] = ()
+    questions: tuple[Question, ...] = ()
 
     def __post_init__(self):
         where = f"lab {self.number!r}"
-        _as_tuples(self, "objectives", "needs", "exercises", "predictions")
+        _as_tuples(self, "objectives", "needs", "exercises", "predictions", "questions")
         _demand(isinstance(self.number, str) and bool(re.fullmatch(LAB_NUMBER, self.number)),
                 f"{where}: the number is a text such as '2' or '2b'")
         _demand(bool(re.fullmatch(r"\w+", self.name)), f"{where}: name is a file name without .ipynb: {self.name!r}")
         _demand(bool(self.title.strip()), f"{where} needs a title")
         _demand(_positive(self.minutes), f"{where}: minutes must be 1 or more, found {self.minutes!r}")
         _demand(len(self.objectives) > 0, f"{where} needs objectives: what the student can do afterwards")
-        ids = [item.id for item in (*self.exercises, *self.predictions)]
+        items = (*self.exercises, *self.predictions, *self.questions)
+        ids = [item.id for item in items]
         _demand(len(set(ids)) == len(ids), f"{where}: an id stands twice: {sorted(ids)}")
-        for item in (*self.exercises, *self.predictions):
+        for item in items:
             _demand(item.lab == self.number, f"{where}: {item.id!r} belongs to lab {item.lab!r}")
 
     @property

@@ -12,6 +12,11 @@ from lora_lab.view.figures import (
     plot_spread,
     plot_staircase,
 )
+from lora_lab.view.figures_08c import plot_spectrograms, show_clips
+from lora_lab.view.figures_08d import plot_shares
+from lora_lab.view.figures_09 import plot_latency, plot_sites, plot_tradeoffs
+from lora_lab.view.figures_10 import plot_ward
+from lora_lab.view.figures_11 import plot_trial
 from lora_lab.view.figures_counting import plot_ledger, plot_steps
 from lora_lab.view.figures_finetune import plot_scores, plot_tokens
 from lora_lab.view.figures_gpt2 import plot_attention, plot_coverage, plot_fused, plot_heads
@@ -33,6 +38,7 @@ __all__ = [
     "plot_fused",
     "plot_heads",
     "plot_images",
+    "plot_latency",
     "plot_ledger",
     "plot_losses",
     "plot_maps",
@@ -41,15 +47,22 @@ __all__ = [
     "plot_photographs",
     "plot_report",
     "plot_scores",
+    "plot_shares",
     "plot_similarities",
+    "plot_sites",
+    "plot_spectrograms",
     "plot_spread",
     "plot_staircase",
     "plot_steps",
     "plot_subspaces",
     "plot_tokens",
+    "plot_trial",
+    "plot_ward",
+    "plot_tradeoffs",
     "rank_explorer",
     "save_png",
     "show",
+    "show_clips",
     "style",
     "text_knob",
     "volume_knob",

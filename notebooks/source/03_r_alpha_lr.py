@@ -535,6 +535,18 @@ if not fast:
     assert (best[2] <= 2).all() and (best[6][:2] <= 2).all() and best[6, 32] > 2, best
 assert rise > 0.3 and abs(kept) < rise / 4 and all(reached)
 
+# %% [markdown] free="3.F1"
+# You changed two things. At alpha = 2r the scaling alpha / r stays 2 while r grows eightfold, and under Adam the first step's gain
+# goes with r times the scaling: every step became about eight times as large, so you may see a learning rate that is too high.
+#
+# Run r = 64 again with alpha = 16 (the scaling falls with 1/r, the first gain stays), or tune the learning rate at both ranks; three seeds
+# each, and look at training *and* held-out loss. You are right if, with the best rate at each rank, the training loss is lower at 64 and the
+# held-out loss is higher by more than the seeds scatter.
+#
+# In the notebook the level line of "1 / r" under Adam is my figure; how much of the change in accuracy from r = 10 to 64 was left at a fair
+# alpha is printed there, too. Its limits: a gradient drawn at random, a small digit classifier, few steps. It says nothing about overfitting in
+# long runs on little text.
+
 # %% [markdown]
 # ## What you can now say
 #

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...files import atomic_write
-from ..exercise import Lab
+from ..exercise import UNANSWERED, Lab
 
 
 def write(path: Path, text: str) -> None:
@@ -149,8 +149,8 @@ def _cell(exercise: str) -> str:
 # ---------------------------------------------------------------- written answers
 
 
-class Question:
-    """One question for a written answer: id, title, points, as its rubric says."""
+class Rubric:
+    """What is said of one question in a rubric.md: id, title, points, criteria. The instructor may have changed what the lab's file says."""
 
     def __init__(self, id: str, title: str, points: int, text: str):
         self.id, self.title, self.points, self.text = id, title, points, text
@@ -159,18 +159,34 @@ class Question:
 _HEADING = re.compile(r"^## +(?P<id>[\w.-]+) *(?:· *(?P<title>.*?))? *\((?P<points>\d+) points?\) *$", re.MULTILINE)
 
 
-def read_rubric(path: Path) -> list[Question]:
+def read_rubric(path: Path) -> list[Rubric]:
     """A rubric: markdown with a heading `## 2.F1 · title (3 points)` for each question, criteria below it."""
     text = path.read_text(encoding="utf-8")
     found = list(_HEADING.finditer(text))
     ends = [match.start() for match in found[1:]] + [len(text)]
-    return [Question(m["id"], m["title"] or "", int(m["points"]), text[m.end() : end].strip()) for m, end in zip(found, ends, strict=True)]
+    return [Rubric(m["id"], m["title"] or "", int(m["points"]), text[m.end() : end].strip()) for m, end in zip(found, ends, strict=True)]
+
+
+def rubric_text(lab: Lab, ids: set[str]) -> str:
+    """The first rubric.md of a lab: its questions as its file has them, and of cells that somebody else tagged (`ids`) an empty one."""
+    lines = [f"# Written answers of lab {lab.label} · {lab.title}", "", "Points stand in the headings; mark in answers.csv and grade again.", ""]
+    for question in lab.questions:
+        criteria = [f"- {what} ({points})" for points, what in question.rubric]
+        lines += [f"## {question.id} · {question.title} ({question.points} point{'s' * (question.points != 1)})", "", question.ask, "", *criteria, ""]
+    for id in sorted(ids - {question.id for question in lab.questions}):
+        lines += [f"## {id} (2 points)", "", "- what a full answer names", ""]
+    return "\n".join(lines)
+
+
+def said(text: str) -> str:
+    """A written answer without the line that asks for it; "" if nothing was written."""
+    return text.replace(UNANSWERED, "").strip()
 
 
 class Written:
     """Written answers: collected into answers.csv beside a rubric.md per lab, points that a person put there read back.
 
-    <folder>/<lab>/rubric.md       what to look for; made once from the questions that were found, then the instructor's
+    <folder>/<lab>/rubric.md       what to look for; made once from the lab's questions and from those that were found, then the instructor's
     <folder>/<lab>/answers.csv     student, question, answer, points, comment; the last two are the instructor's and are kept
     """
 
@@ -179,20 +195,22 @@ class Written:
     def __init__(self, folder: Path):
         self.folder = folder
         self._rows: dict[str, dict[tuple[str, str], dict]] = {}
-        self._questions: dict[str, list[Question]] = {}
+        self._questions: dict[str, list[Rubric]] = {}
 
     def collect(self, marks: list[dict], labs: dict[str, Lab]) -> list[str]:
         """Read what is there, add what was found, write. -> complaints for the instructor"""
         complaints = []
         for lab in graded_labs(marks, labs):
-            answers = {(m["student"], id): text for m in marks if m["lab"] == lab.number for id, text in m["free"]}
+            answers: dict[tuple[str, str], str] = {}
+            for m in marks:
+                for id, text in m["free"] if m["lab"] == lab.number else ():
+                    if said(text):  # of a cell that was split in two both count
+                        answers[m["student"], id] = "\n\n".join(filter(None, [answers.get((m["student"], id)), said(text)]))
             rubric = self.folder / lab.name / "rubric.md"
-            if not answers and not rubric.exists():
+            if not answers and not lab.questions and not rubric.exists():
                 continue
             if not rubric.exists():
-                ids = sorted({id for _, id in answers})
-                lines = [f"# Written answers of lab {lab.label} · {lab.title}", "", "Points stand in the headings; mark in answers.csv and grade again.", ""]
-                write(rubric, "\n".join(lines + [line for id in ids for line in (f"## {id} (2 points)", "", "- what a full answer names", "")]))
+                write(rubric, rubric_text(lab, {id for _, id in answers}))
             self._questions[lab.number] = read_rubric(rubric)
             rows = self._read(rubric.with_name("answers.csv"), complaints)
             known = {q.id for q in self._questions[lab.number]}
@@ -216,10 +234,10 @@ class Written:
                 complaints.append(f"{path}: points of {row['student']}, {row['question']} are {row['points']!r}, which is no number")
         return {(row["student"], row["question"]): {c: row.get(c) or "" for c in self.COLUMNS} for row in rows}
 
-    def questions(self, lab: Lab) -> list[Question]:
+    def questions(self, lab: Lab) -> list[Rubric]:
         return self._questions.get(lab.number, [])
 
-    def points(self, student: str, lab: Lab, question: Question) -> float | None:
+    def points(self, student: str, lab: Lab, question: Rubric) -> float | None:
         """What a person gave, within 0 and the rubric's maximum; None while nobody has."""
         row = self._rows.get(lab.number, {}).get((student, question.id))
         value = _number(row["points"]) if row else None
@@ -234,8 +252,8 @@ class Written:
         for number, rows in self._rows.items():
             most = {q.id: q.points for q in self._questions[number]}
             for (student, id), row in rows.items():
-                said = [f"{row['points']} of {most.get(id, '?')} points" if row["points"] else "not marked yet", row["comment"]]
-                found.setdefault((student, number), {})[id] = ". ".join(part for part in said if part)
+                parts = [f"{row['points']} of {most.get(id, '?')} points" if row["points"] else "not marked yet", row["comment"]]
+                found.setdefault((student, number), {})[id] = ". ".join(part for part in parts if part)
         return found
 
 

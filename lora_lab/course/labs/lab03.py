@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..exercise import Case, Diagnosis, Evidence, Exercise, Lab, Prediction, compare
+from ..exercise import Case, Diagnosis, Evidence, Exercise, Lab, Prediction, Question, compare
 from ..script import Script
 from .formulas import first_match
 
@@ -787,6 +787,20 @@ LAB = Lab(
             "3.F",
             "r = 2, Adam, nine learning rates, alpha from r / 8 to 32 r. Which alphas reach the floor (within a factor of 2) at some learning rate?",
             {"a": "2r alone", "b": "2r and its neighbours", "c": "all five"},
+        ),
+    ),
+    questions=(
+        Question(
+            "3.F1",
+            "The rank or the step?",
+            minutes=10,
+            ask="A colleague trained with Adam, r = 8, alpha = 16. With r = 64, alpha = 128 and the same learning rate it got worse: *\"LoRA overfits at "
+            "high rank.\"* Write to them: what else did they change, what should they run next, and which outcome would show that they are right?",
+            rubric=(
+                (1, "says what changed besides the rank, by which factor, and what it does to a step"),
+                (1, "proposes runs that separate rank from step size, over seeds"),
+                (1, "names a figure of this notebook's runs in support, and one thing that these runs can't show"),
+            ),
         ),
     ),
 )

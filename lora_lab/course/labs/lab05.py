@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from ..exercise import Case, Diagnosis, Evidence, Exercise, Lab, Prediction, compare
+from ..exercise import Case, Diagnosis, Evidence, Exercise, Lab, Prediction, Question, compare
 from ..script import Script
 from .formulas import SCALINGS
 
@@ -861,6 +861,20 @@ LAB = Lab(
             "5.F",
             "You adapt W_v alone. W_q and W_k stay bit for bit. The attention weights change ...",
             {"a": "nowhere", "b": "in every block but the first", "c": "in every block"},
+        ),
+    ),
+    questions=(
+        Question(
+            "5.F1",
+            "Defend your targets",
+            minutes=10,
+            ask="You may train as many parameters of a GPT-2 as this lab's race allowed, once, on a new task. Which modules, written as you would write them "
+            "in `target_modules`, at which rank? Defend it against somebody who would put all of it on W_q.",
+            rubric=(
+                (1, "names places that can be typed in, a rank, and how both make the same number of parameters"),
+                (1, "supports the choice with figures of the race at equal cost, with the spread of the seeds"),
+                (1, "says what the race does not show, and what to run before it becomes a rule"),
+            ),
         ),
     ),
 )

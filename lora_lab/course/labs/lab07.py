@@ -13,7 +13,7 @@ from itertools import product
 
 import numpy as np
 
-from ..exercise import Case, Diagnosis, Evidence, Exercise, Lab, Prediction, compare
+from ..exercise import Case, Diagnosis, Evidence, Exercise, Lab, Prediction, Question, compare
 from ..script import Script
 from .formulas import first_match
 
@@ -795,6 +795,20 @@ LAB = Lab(
             "7.C",
             "Which patient was loaded by a program that forgot to divide alpha by r?",
             {"a": "A", "b": "B", "c": "C"},
+        ),
+    ),
+    questions=(
+        Question(
+            "7.F1",
+            "Defend r, the rate and the targets",
+            minutes=15,
+            ask="Run your plan of 7.5 (`go = True`; with less time, fewer steps) and defend it: r, learning rate and targets, on two seeds, for a reader who "
+            "would have chosen otherwise.",
+            rubric=(
+                (1, "gives the plan and both seeds' BLEU and slot errors, as the run printed them"),
+                (1, "has a reason for each of r, rate and targets that comes from a run or a count, not from habit"),
+                (1, "says which result would change the choice, and whether two seeds can show it"),
+            ),
         ),
     ),
 )
