@@ -682,7 +682,7 @@ def memory_of(pid):
     return {name: int(value) * 1024 for name, value in re.findall(r"^(RssAnon|RssFile|RssShmem|VmHWM):\s+(\d+) kB", text, re.MULTILINE)}
 
 
-def watch_memory(process, every=0.03):
+def watch_memory(process, every=0.1):
     """The most memory, in bytes, that the kernels below `process` took until it ended: (kernel alone, with everything it started).
 
     Alone it is what the system counted (VmHWM). Together it is looked at every `every` seconds: what each process has of its own, and once

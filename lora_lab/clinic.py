@@ -2,7 +2,7 @@
 
 Every case is one that people bring to public trackers. Ten are small digit classifiers with home-made LoRA layers (whatever this lab's
 `apply_lora` refuses, a layer of one's own does not), three are GPT-2 with peft or a home-made Conv1D layer. Each patient has a healthy twin: the
-same base, data, seed and settings, done right.
+same base, data, seed and settings, done right; where the training itself was right, the twin's curve is the patient's own.
 
     visit = admit("both_zero", seed=0)
     visit.losses, visit.twin          the training curve, and the twin's
@@ -207,7 +207,7 @@ def _scaling(seed):
     losses = fit(model, seed)
     same = fit(adapted(base_model(seed), Unscaled, alpha=ALPHA, seed=seed), seed)
     scores = {"last loss, alpha = 64": losses[-1], "last loss, alpha = 16": same[-1]}
-    return _visit("Whatever alpha I try, nothing changes.", model.eval(), losses, seed, scores=scores, trained=True)
+    return _visit("Whatever alpha I try, nothing changes.", model.eval(), losses, seed, _healthy(seed, alpha=4 * ALPHA)[1], scores, trained=True)
 
 
 def _both_zero(seed):
@@ -237,7 +237,7 @@ def _not_saved(seed):
     loaded = fresh(seed + 1)
     loaded.load_state_dict(file, strict=False)
     scores = {"after training": accuracy(model, seed), "loaded the next day": accuracy(loaded, seed)}
-    return _visit("New head, trained well. Loaded, it guesses.", model.eval(), losses, seed, scores=scores, reload=loaded.eval(), trained=True)
+    return _visit("New head, trained well, saved without an error.", model.eval(), losses, seed, losses, scores, reload=loaded.eval(), trained=True)
 
 
 def _dropout(seed):
@@ -332,8 +332,8 @@ def _written(seed: int, steps: int) -> list[float]:
     return _write(apply_lora(copy.deepcopy(_lighthouses()[0]), R, ALPHA, ["attn.c_proj", "mlp.c_fc"]), seed, steps)
 
 
-def _gpt2_visit(complaint, model, losses, seed, steps, scores) -> Visit:
-    return Visit(complaint, model, _lighthouses()[2], losses, _written(seed, steps), scores, {"trained": True})
+def _gpt2_visit(complaint, model, losses, twin, scores) -> Visit:
+    return Visit(complaint, model, _lighthouses()[2], losses, list(twin), scores, {"trained": True})
 
 
 def _transposed(seed, steps):
@@ -347,7 +347,7 @@ def _transposed(seed, steps):
     for block in merged.transformer.h:
         block.attn.c_proj.merge()
     scores["after merging"] = _test_loss(merged)
-    return _gpt2_visit("No error anywhere. After merge() it writes nonsense.", model, losses, seed, steps, scores)
+    return _gpt2_visit("No error anywhere. After merge() it is no better than before.", model, losses, losses, scores)
 
 
 def _peft(targets: list[str], seed: int):
@@ -361,7 +361,7 @@ def _target_missed(seed, steps):
     model = _peft(["h.0.attn.c_proj", "attn.c_porj", "mlp.c_fcc"], seed)
     losses = _write(model, seed, steps)
     scores = {"frozen base": _test_loss(_lighthouses()[0]), "after training": _test_loss(model)}
-    return _gpt2_visit("peft took my list of targets. It learns slowly.", model, losses, seed, steps, scores)
+    return _gpt2_visit("peft took my list of targets. It learns slowly.", model, losses, _written(seed, steps), scores)
 
 
 def _tied(seed, steps):
@@ -370,7 +370,7 @@ def _tied(seed, steps):
     scores = {"frozen base": _test_loss(_lighthouses()[0]), "after training": _test_loss(model)}
     model.merge_adapter()
     scores["after merging"] = _test_loss(model)
-    return _gpt2_visit("I adapted the embedding. It is fine, until I merge.", model, losses, seed, steps, scores)
+    return _gpt2_visit("I adapted the embedding. It is fine, until I merge.", model, losses, losses, scores)
 
 
 # cause, as `diagnose` calls it -> who makes the patient
@@ -429,7 +429,7 @@ def triage_case(kind: str, seed: int) -> dict:
     torch.manual_seed(seed)
     model = nn.Sequential(*(m for _ in range(depth) for m in (nn.Linear(width, width), nn.Tanh()))).requires_grad_(False)
     names = [str(2 * k) for k in range(depth)]
-    hit = names if kind != "targets" else names[: 1 + seed % 2]
+    hit = names if kind != "targets" else names[: depth - 1 - seed % 2]
     before = torch.optim.SGD([nn.Parameter(p.detach()) for p in model.parameters()], lr=0.1)
     for name in hit:
         layer = LoRALinear(model.get_submodule(name), 3, 5.0)

@@ -407,7 +407,7 @@ def test_fewer_blocks_are_evenly_spread_and_still_write(made, ids):
     student = fewer_blocks(made, "transformer.h", 2)
     assert len(made.transformer.h) == 3 and made.config.n_layer == 3, "the model itself stays"
     assert len(student.transformer.h) == student.config.n_layer == 2
-    for mine, its in zip(student.transformer.h, (made.transformer.h[k] for k in (1, 2)), strict=True):
+    for mine, its in zip(student.transformer.h, (made.transformer.h[k] for k in (0, 2)), strict=True):
         assert torch.equal(mine.attn.c_attn.weight, its.attn.c_attn.weight)
     with torch.no_grad():
         whole = student(ids).logits
@@ -415,6 +415,8 @@ def test_fewer_blocks_are_evenly_spread_and_still_write(made, ids):
         rest = student(ids[:, 4:], past_key_values=past.past_key_values)
     torch.testing.assert_close(rest.logits, whole[:, 4:], rtol=1e-4, atol=1e-5)
     assert torch.equal(fewer_blocks(made, "transformer.h", 3)(ids).logits, made(ids).logits)
+    last = fewer_blocks(made, "transformer.h", 1).transformer.h
+    assert len(last) == 1 and torch.equal(last[0].attn.c_attn.weight, made.transformer.h[2].attn.c_attn.weight)
     with pytest.raises(ValueError, match="keep=4"):
         fewer_blocks(made, "transformer.h", 4)
 

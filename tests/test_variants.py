@@ -342,10 +342,11 @@ def test_eva_starts_in_the_strongest_directions_of_the_inputs():
 
 def test_eva_hands_ranks_to_where_they_explain_most():
     torch.manual_seed(0)
-    x = torch.randn(60, 2, dtype=torch.float64) @ torch.randn(2, 11, dtype=torch.float64) + 1e-3 * torch.randn(60, 11, dtype=torch.float64)
+    # One direction and a little noise; behind the tanh it becomes a curve, which takes several.
+    x = 3 * torch.randn(60, 1, dtype=torch.float64) @ torch.randn(1, 11, dtype=torch.float64) + 1e-3 * torch.randn(60, 11, dtype=torch.float64)
     model = eva(net(), [x], TARGETS, r=2, alpha=ALPHA, rho=2)
     ranks = {name: layer.r for name, layer in lora_layers(model).items()}
-    assert sum(ranks.values()) == 4 and ranks["first"] >= 1 and ranks["last"] >= 1
+    assert ranks == {"first": 1, "last": 3}
     shares = {}
     for name, values in hidden(net(), x).items():
         S = np.linalg.svd(values.detach().numpy(), compute_uv=False)

@@ -10,15 +10,15 @@ WORDS = {"true": "true", "false": "false", "depends": "it depends", "unsettled":
 
 
 def number(value: float) -> str:
-    """Three digits, without an exponent where none is needed.
+    """Four digits, without an exponent where none is needed.
 
     >>> number(2.08333), number(786432.0), number(1.2e-16)
-    ('2.08', '786,432', '1.2e-16')
+    ('2.083', '786,432', '1.2e-16')
     """
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e4:
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.2g}"
 
 

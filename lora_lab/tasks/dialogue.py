@@ -111,7 +111,7 @@ def reply_scores(found: Sequence[Dialogue], texts: Sequence[str], turn: int = 1)
     return {"right": sum(known) / len(known), "honest": sum(unknown) / len(unknown)}
 
 
-def dialogue_task(steps: int = 70, test: int = 100) -> Task:
+def dialogue_task(steps: int = 60, test: int = 100) -> Task:
     """The keeper by the pocket GPT-2. Scores of the last reply in `test` dialogues: "right" and "honest"."""
     known, held = dialogues(test=test)
     x, y = tensors(known)

@@ -110,7 +110,7 @@ def summary_scores(texts: Sequence[str], summaries: Sequence[str]) -> dict[str, 
     return {"ROUGE-L": rouge_l(texts, references), "ROUGE-1": rouge_n(texts, references, 1), "ROUGE-2": rouge_n(texts, references, 2)}
 
 
-def summary_task(steps: int = 60, test: int = 64, documents: Sequence[Document] | None = None) -> Task:
+def summary_task(steps: int = 50, test: int = 64, documents: Sequence[Document] | None = None) -> Task:
     """First lines for the pocket GPT-2. Scores of `test` held-out documents: ROUGE-L, -1, -2, and the loss of the true first lines."""
     tokenizer = writing.pocket()[1]
     known, held = split(documents or docstrings(), test)

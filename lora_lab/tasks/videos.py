@@ -100,7 +100,7 @@ def videos_base(question: str = "which way", seed: int = 0, quick: bool = False)
     """A copy of the base, which tells 0 to 4 apart, with a fresh head for the question."""
     if question not in QUESTIONS:
         raise ValueError(f"a question is one of {', '.join(QUESTIONS)}; found {question!r}")
-    model = copy.deepcopy(_pretrained(seed, 120 if quick else 400))
+    model = copy.deepcopy(_pretrained(seed, 100 if quick else 400))
     model.head = nn.Linear(model.head.in_features, len(WAYS) if question == "which way" else 5)
     return model
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lora_lab.view.figures import _sequential, _styled
-from lora_lab.view.style import COLOURS, INK, MUTED, new_figure
+from lora_lab.view.style import INK, MUTED, new_figure
 
 
 @_styled
@@ -16,7 +16,7 @@ def plot_spectrograms(
     """How loud each frequency is at each moment; dark is loud. All panels share one scale, from 60 decibels below the loudest moment up.
 
     panels  title -> (amplitudes (frames, frequencies), seconds, highest frequency in Hz)
-    said    (second, text, right) for a single panel: what was heard there, written above it, underlined where it is wrong
+    said    (second, text, right) for a single panel: what was heard there, written above it, with a × where it is wrong
     """
     panels = {name: (np.asarray(values, dtype=float), seconds, highest) for name, (values, seconds, highest) in panels.items()}
     if not panels or any(values.ndim != 2 for values, _, _ in panels.values()):
@@ -41,11 +41,8 @@ def plot_spectrograms(
         axes.set_xlabel("seconds" if i + columns >= len(panels) else "")
         axes.set_ylabel("kHz" if i % columns == 0 else "")
     for second, text, right in said:
-        axes.annotate(text, (second, 1), (0, 5), xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="center", va="bottom",
-                      fontsize="small", color=INK if right else MUTED, fontweight="bold" if right else "normal")  # fmt: skip
-        if not right:
-            axes.annotate("×", (second, 1), (0, -1), xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="center", va="center",
-                          color=COLOURS[1], fontweight="bold", annotation_clip=False)  # fmt: skip
+        axes.annotate(text if right else f"{text} ×", (second, 1), (0, 5), xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="center",
+                      va="bottom", fontsize="small", color=INK if right else MUTED, fontweight="bold" if right else "normal")  # fmt: skip
     return figure
 
 

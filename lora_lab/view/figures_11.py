@@ -18,7 +18,7 @@ def plot_trial(
     measured  condition -> one number per seed; other: the same for the world in which the claim comes out the other way (hollow dots)
     holds     "above" or "below" the line
 
-    Where the numbers span more than a hundred times the axis is logarithmic away from zero (symlog).
+    Where the numbers span more than a hundred times the axis is logarithmic, with zero on it if there is a zero.
     """
     if holds not in ("above", "below"):
         raise ValueError(f'a claim holds "above" or "below" its line; found {holds!r}')
@@ -26,11 +26,14 @@ def plot_trial(
     rows += [(f"other world: {name}" if name not in measured else "other world", list(numbers), False) for name, numbers in (other or {}).items()]
     if not measured or any(not numbers for _, numbers, _ in rows):
         raise ValueError(f"plot_trial needs at least one number for each condition; found {dict(measured)}")
-    figure = new_figure(width, 0.95 + 0.36 * len(rows))
+    figure = new_figure(width, 0.95 + 0.36 * len(rows) + 0.22 * title.count("\n"))
     axes = figure.subplots()
     values = np.array([value for _, numbers, _ in rows for value in numbers] + [line], dtype=float)
     sizes = np.abs(values[values != 0])
-    if len(sizes) and (sizes.max() > 100 * sizes.min() and sizes.max() > 100 * np.median(sizes)):
+    if values.min() > 0 and values.max() > 100 * values.min():
+        axes.set_xscale("log")
+        axes.set_xlim(values.min() / 3, values.max() * 6)
+    elif len(sizes) and (sizes.max() > 100 * sizes.min() and sizes.max() > 100 * np.median(sizes)):
         # What is smaller than a millionth of the largest is as good as zero here.
         least = max(float(np.abs(line)) or float(sizes.min()), float(sizes.max()) * 1e-6)
         axes.set_xscale("symlog", linthresh=least)
@@ -58,7 +61,9 @@ def plot_trial(
     axes.grid(True, axis="x", color=GRID)
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
-    axes.set(title=title, xlabel=xlabel)
+    axes.set(xlabel=xlabel)
+    if title:  # above the names of the rows, too: a claim is longer than the axis
+        figure.suptitle(title, x=0.008, ha="left", fontweight="bold", fontsize="large", color=INK)
     return figure
 
 

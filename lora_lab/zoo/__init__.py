@@ -3,5 +3,7 @@
     rivals      few numbers trained: last layers, BitFit, bottleneck adapters, prompts and prefixes; and several adapters in one batch
     quantised   the weights in 8 or 4 bits: after training, or below LoRA
     smaller     distillation into a smaller model, magnitude pruning
-    costs       what a way costs: bytes of its file, memory of a training step, latency
+    costs       memory of a training step, latency
+    ways        all of them as ways of lora_lab.comparing, with the bytes of the file that each leaves behind
+    keras_lora  the same layer in Keras, and weights carried over; imports Keras
 """

@@ -60,15 +60,16 @@ def distils(teacher: nn.Module, loss: Callable, temperature: float = 2.0, share:
 
 
 def fewer_blocks(model: nn.Module, blocks: str, keep: int) -> nn.Module:
-    """A copy of the model with `keep` of its blocks, evenly spread and the last among them: where a student begins (DistilBERT's way).
+    """A copy of the model with `keep` of its blocks, evenly spread from the first to the last (of one: the last): where a student begins.
 
+    The first block matters: on ordinary prose the pocket GPT-2 (4.2 nats a token) has 4.8 with blocks 0, 2, 5 and 9.3 with 1, 3, 5.
     blocks   name of the ModuleList or Sequential of blocks, "transformer.h" for GPT-2, whose blocks are numbered anew. Raises ValueError.
     """
     stack = model.get_submodule(blocks)
     if not 1 <= keep <= len(stack):
         raise ValueError(f"of {len(stack)} blocks at least 1 stays; found keep={keep}")
     student = copy.deepcopy(model)
-    chosen = [round((k + 1) * len(stack) / keep) - 1 for k in range(keep)]
+    chosen = [round(k * (len(stack) - 1) / (keep - 1)) for k in range(keep)] if keep > 1 else [len(stack) - 1]
     left = student.get_submodule(blocks)
     for k in reversed(range(len(stack))):
         if k not in chosen:

@@ -273,7 +273,7 @@ ledger_explorer(model="gpt2-medium", batch=8, context=512, r=8)
 # %% [markdown]
 # ## Predict a real run
 #
-# Now one that happens: the lab's own pocket GPT-2, 8 texts of 128 tokens, AdamW. A process of its own
+# Now one that happens: the lab's own pocket GPT-2, 4 texts of 128 tokens, AdamW. A process of its own
 # runs three steps; the operating system says how much memory it took at most.
 
 # %%
@@ -310,7 +310,7 @@ model, _ = load_gpt2("pocket")
 model.train()
 if sys.argv[1] == "LoRA":
     apply_lora(model, 8, 16, ["c_attn:q,v"])
-seconds = train(model, 8, 128, 3)
+seconds = train(model, 4, 128, 3)
 print(memory("VmHWM") - before, seconds)
 if sys.argv[1] == "LoRA":
     save_adapter(model, sys.argv[2])
@@ -331,7 +331,7 @@ def measure(kind, **environment):
 
 
 pocket = from_config(gpt2_folder("pocket"))  # its config.json: shapes, no weights
-pocket_models, predicted = ledgers(pocket, ["c_attn:q,v"], batch=8, context=128)
+pocket_models, predicted = ledgers(pocket, ["c_attn:q,v"], batch=4, context=128)
 kinds = ["full", "LoRA"]
 usual = {kind: measure(kind) for kind in kinds}
 # glibc keeps freed blocks for later unless they are large; this makes it give all above 64 kB back
@@ -347,7 +347,7 @@ if usual["full"] is None:
 left = usual["LoRA"][0] / usual["full"][0] if usual["full"] else predicted[1].peak / predicted[0].peak
 peak.reveal(
     "a" if left < 0.1 else "b" if left < 0.5 else "c" if left < 0.9 else "d",
-    f"{left:.0%} of it: on a model this small, activations are most of the bill.",
+    f"{left:.0%} of it: on a model this small, activations are the largest item of the bill.",
 )
 
 # %% [markdown]

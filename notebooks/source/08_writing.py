@@ -73,7 +73,7 @@ task = sentence_task(steps=3 if fast else 100, samples=8 if fast else 64)
 written = finetune_and_compare(task, seeds=seeds, device=device, keep=(seed,))
 display(written)
 spread(written, "accepted", "Sentences that the grammar accepts", percent=True, limits=(-0.02, 1.02))
-n = 16 if fast else 150
+n = 16 if fast else 300
 texts = {way: write_sentences(written.models[way, seed], n, seed=7) for way in ["frozen base", "LoRA"]}
 for way, found in texts.items():
     print(way)
@@ -232,7 +232,7 @@ print("lead-1:", {name: round(value, 1) for name, value in floor.items()})
 beats = predict("8.C", ...)
 
 # %%
-task = summary_task(steps=3 if fast else 60, test=size, documents=documents)
+task = summary_task(steps=3 if fast else 50, test=size, documents=documents)
 summed = finetune_and_compare(task, seeds=seeds, device=device, keep=(seed,))
 display(summed)
 rouge = {way: {"ROUGE-L": summed.mean(way, "ROUGE-L"), "ROUGE-2": summed.mean(way, "ROUGE-2")} for way in summed.ways}
@@ -331,7 +331,7 @@ show(
 invents = predict("8.D", ...)
 
 # %%
-task = dialogue_task(steps=3 if fast else 70, test=len(held))
+task = dialogue_task(steps=3 if fast else 60, test=len(held))
 talk = finetune_and_compare(task, seeds=seeds, device=device, keep=(seed,))
 display(talk)
 spread(talk, "right", "Replies that the facts support", percent=True, limits=(-0.02, 1.02))

@@ -269,7 +269,7 @@ shuffle = lambda text: " ".join(rng.sample(text.split(), len(text.split())))
 kept = [reread(record.models["LoRA", s], notes, s, shuffle, length=40)["accuracy"] for s in seeds]
 mean = sum(kept) / len(kept)
 shuffled_notes.reveal(
-    "a" if mean > record.mean("LoRA") - 0.05 else "b" if mean > 0.5 else "c",
+    "a" if mean > record.mean("LoRA") - 0.05 else "b" if mean > 0.42 else "c",
     f"{mean:.0%} of the shuffled notes, {record.mean('LoRA'):.0%} of the notes as they are. What is left above a "
     "third comes from single words, such as 'no'.",
 )

@@ -52,7 +52,7 @@ last = {bed: [sum(c[-3:]) / 3 for c in (visit.losses, visit.twin)] for bed, visi
 above = [bed for bed, (own, twin) in last.items() if not own <= 1.5 * twin]
 curves.reveal(
     "a" if len(above) > 10 else "b" if len(above) > 4 else "c",
-    f"{len(above)} of 13: {', '.join(above)}. The others look well, and are not: what was saved, merged or loaded is in no loss curve.",
+    f"{len(above)} of 13: {', '.join(above)}. The others look well: what was saved, merged or loaded is in no curve.",
 )
 
 # %% [markdown]
@@ -239,7 +239,11 @@ new_head = predict("10.D", ...)
 for bed in "GC":
     print(f"bed {bed}:", {name: round(score, 3) for name, score in beds[bed].scores.items()})
     print(f"       {diagnose(beds[bed].model, beds[bed].batch, **beds[bed].known).problems[0]}\n")
-best_curve.reveal("b", "A and B belong to a base that nobody has any more: it moved with them, and only they were saved.")
+at_G = diagnose(beds["G"].model, beds["G"].batch, **beds["G"].known).causes
+best_curve.reveal(
+    "b" if at_G == ("base_trains",) else "a",
+    "A and B belong to a base that nobody has any more: it moved with them, and only they were saved.",
+)
 day_before, day_after = beds["C"].scores.values()
 new_head.reveal(
     "c" if day_after < 0.25 else "a" if day_after > 0.9 * day_before else "b",

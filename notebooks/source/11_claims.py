@@ -13,6 +13,8 @@ seed = 0
 device = "auto"
 
 # %%
+import textwrap
+
 import torch
 from torch import nn
 
@@ -72,7 +74,7 @@ def trial(id, vote):
     show(
         plot_trial(
             ours.measured, other.measured, line=ours.line, holds=ours.holds,
-            xlabel=ours.what, title=f"“{claim.says}”" if len(claim.says) < 75 else f"Claim {id}",
+            xlabel=ours.what, title=textwrap.fill(f"“{claim.says}”", 80),
         ),
         alt=f"{ours.what}: {numbers}. The claim would hold {ours.holds} {ours.line:g}.",
         caption=f"Other world: {claim.otherwise}. There the rule says {WORDS[said[1]]}.",
@@ -108,7 +110,7 @@ def nonlinearity(update, x, y) -> float:
     """
     ### BEGIN SOLUTION
     together, apart = update(x + y), update(x) + update(y)
-    return float((together - apart).norm() / apart.norm())
+    return ((together - apart).norm() / apart.norm()).item()
     ### END SOLUTION
 
 # %% check="11.2"
@@ -147,7 +149,7 @@ trial("file", vote_H);
 # %% [markdown]
 # ## Where it starts
 #
-# One of these three is true.
+# Step 0, and the steps right after it.
 
 # %%
 vote_I = predict("11.I", ...)

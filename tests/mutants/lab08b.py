@@ -97,6 +97,9 @@ MUTANTS = {
         Mutant("off by one, short", _span(condition="0 <= b - a < longest - 1"), "one_too_short"),
         Mutant("product", _span(score="first[a] * last[b]"), "product"),
         Mutant("two at least", _span(condition="0 < b - a < longest"), "no_single"),
+        Mutant("begins at 0", "def best_span(first, last, longest):\n    best, pair = 0, (0, 0)\n    for a in range(len(first)):\n"
+               "        for b in range(a, min(a + longest, len(first))):\n            if first[a] + last[b] > best:\n"
+               "                best, pair = first[a] + last[b], (a, b)\n    return pair\n", "starts_at_zero"),
         Mutant("as a slice", _span(result="(max(pairs)[1], max(pairs)[2] + 1)"), "end_exclusive"),
     ],
 }  # fmt: skip

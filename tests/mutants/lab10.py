@@ -133,12 +133,14 @@ MUTANTS = {
         Mutant("other words", _flat(_T, _N, _Z, 'if c["B_moved"] == 0: return "wrong optimizer"'), "unknown_word"),
         Mutant("always healthy", _flat(), "always_the_same"),
         Mutant("<=", _flat('if c["adapted"] <= c["wanted"]: return "targets"', _N, _Z, _O), "always_the_same"),
+        Mutant("the two exchanged", _flat(_T, 'if c["A"] + c["B"] == 0: return "no gradient"', 'if c["grad_B"] is None: return "both zero"', _O), "swapped"),
         Mutant("forgets None", _flat(_T, _Z, 'if c["grad_B"] is not None and c["B_moved"] == 0: return "optimizer"'), "none_missed"),
         Mutant("nothing moves", _flat(_T, 'if c["B_moved"] == 0 and not c["grad_B"]: return "both zero"', _O), "none_is_zero"),
     ],
     "10.4": [
         Mutant("norms", _times("float(d.norm() / D.norm())"), "norms"),
         Mutant("no scaling", _times("float((d * D).sum() / (D * D).sum())", "B @ A"), "scaling_missing"),
+        Mutant("scaled twice", _times("float((d * D).sum() / (D * D).sum())", "scaling * scaling * B @ A"), "scaling_twice"),
         Mutant("entry by entry", _times("float((d / D).mean())"), "elementwise"),
         Mutant("the whole weight", _times("float((W * D).sum() / (D * D).sum())"), "base_not_subtracted"),
         Mutant("cosine", _times("float((d * D).sum() / d.norm() / D.norm())"), "cosine"),
@@ -163,6 +165,7 @@ MUTANTS = {
         Mutant("no eval", _tune(end="pass"), "dropout_active"),
         Mutant("no copies", _tune(saved="{n: p for n, p in model.named_parameters() if p.requires_grad}"), "not_copied"),
         Mutant("detached, not copied", _tune(saved="{n: p.detach() for n, p in model.named_parameters() if p.requires_grad}"), "not_copied"),
+        Mutant("the whole model saved", _tune(saved="{n: p.clone() for n, p in model.state_dict().items()}"), "saved_everything"),
         Mutant("everything thaws", _tune(head="model.requires_grad_(True)"), "base_trains"),
     ],
 }
@@ -196,6 +199,7 @@ ALTERNATIVES = {
     "10.5": [
         _tune(),
         _tune(saved="{n: p.detach().clone() for n, p in model.state_dict().items() if 'lora_' in n or n.startswith('head')}"),
+        _tune(put="apply_lora(model, r=3, alpha=6, target_modules=targets, modules_to_save=['head'])", head="pass"),
         _tune(early="from lora_lab import LoRALinear", put="model.requires_grad_(False); "
               "[setattr(model, n, LoRALinear(getattr(model, n), 3, 6)) for n in targets]"),
     ],

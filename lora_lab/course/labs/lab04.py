@@ -923,7 +923,7 @@ LAB = Lab(
             {"a": "next to nothing", "b": "about half", "c": "as much, or a little more"},
         ),
         Prediction(
-            "4.C", "The pocket GPT-2 trains on 8 x 128 tokens, once in full, once with LoRA on q and v. Beside the full run, LoRA's peak is",
+            "4.C", "The pocket GPT-2 trains on 4 x 128 tokens, once in full, once with LoRA on q and v. Beside the full run, LoRA's peak is",
             {"a": "below a tenth", "b": "a tenth to a half", "c": "half to nine tenths", "d": "more than nine tenths"},
         ),
         Prediction(

@@ -72,6 +72,7 @@ def _diagnose_captions(evidence: list[Evidence]) -> Diagnosis | None:
         "distances": lambda u, v, t: _softmax(-np.linalg.norm(u[:, None] - v[None], axis=2) / t),
         "transposed": lambda u, v, t: _softmax(cosines(u, v) / t).T,
         "transposed_softmax": lambda u, v, t: _softmax(cosines(u, v).T / t),
+        "exponentials": lambda u, v, t: np.exp(cosines(u, v) / t),
         "share_of_sum": lambda u, v, t: (cosines(u, v) / t) / (cosines(u, v) / t).sum(1, keepdims=True),
     }
     texts = {
@@ -91,6 +92,7 @@ def _diagnose_captions(evidence: list[Evidence]) -> Diagnosis | None:
         "distances": "this is a softmax of distances; asked are cosines",
         "transposed": "right, but transposed: a row for each picture, a column for each caption",
         "transposed_softmax": "there is a row for each caption; asked is a row for each picture, a column for each caption",
+        "exponentials": "these are the exponentials; divide each row by its sum, so that it adds up to 1",
         "share_of_sum": "you divide by the sum of the logits, which may be negative; softmax takes the exponential first",
     }
     key = first_match(found, {name: [f(*run) for run in runs] for name, f in formulas.items()}, rtol=1e-6)
@@ -196,6 +198,8 @@ def _diagnose_gain(evidence: list[Evidence]) -> Diagnosis | None:
         "relative": lambda a, b, t: (a - b).mean() / b.mean(),
         "ratio": lambda a, b, t: a.mean() / b.mean(),
         "sum": lambda a, b, t: (a - b).sum(),
+        "percent": lambda a, b, t: 100 * (a - b).mean(),
+        "half_first": lambda a, b, t: paired(a, b, t)[1],
         "best": lambda a, b, t: a.max() - b.max(),
         "median": lambda a, b, t: np.median(a - b),
     }
@@ -208,6 +212,10 @@ def _diagnose_gain(evidence: list[Evidence]) -> Diagnosis | None:
         return Diagnosis("relative", "you divide by the accuracy without the base; asked is the difference")
     if key == "sum":
         return Diagnosis("sum", "these are the differences added up; divide by how many seeds there are")
+    if key == "percent":
+        return Diagnosis("percent", "this is in per cent; asked are differences of the accuracies as they are given, shares of 1")
+    if key == "half_first":
+        return Diagnosis("wrong_order", "the two are the wrong way round: first the mean, then the half-width")
     if key == "best":
         return Diagnosis("best_seed", "you compare the best seed of each: luck picks a winner that way. Take the difference within each seed, then the mean")
     if key != "right":
@@ -334,6 +342,7 @@ def _diagnose_reptile(evidence: list[Evidence]) -> Diagnosis | None:
     formulas = {
         "plain_mean": lambda n, e: np.r_[0, ends(n, 1 / n)],
         "not_averaged": lambda n, e: np.r_[1 - n * e, ends(n, e)],
+        "sum_of_ends": lambda n, e: np.r_[0, ends(n, 1)],
         "summed_ends": lambda n, e: np.r_[1 - e, ends(n, e)],
         "away": lambda n, e: np.r_[1 + e, ends(n, -e / n)],
         "start_not_subtracted": lambda n, e: np.r_[1, ends(n, e / n)],
@@ -351,6 +360,7 @@ def _diagnose_reptile(evidence: list[Evidence]) -> Diagnosis | None:
     texts = {
         "plain_mean": "this is the plain mean of the ends: the start and epsilon are not in it. Go a part of the way from the start",
         "not_averaged": "the differences are added up over the tasks; take their mean, or the step grows with the number of tasks",
+        "sum_of_ends": "this is the sum of the ends: take their mean, and go only a part of the way to it from the start",
         "summed_ends": "the ends are added up; take their mean",
         "away": "the start moves away from the ends: the direction is end minus start",
         "start_not_subtracted": "you add the ends themselves; what is added is the way to them, end minus start",
@@ -500,7 +510,11 @@ def _diagnose_switch(evidence: list[Evidence]) -> Diagnosis | None:
         return Diagnosis("alias", "what you kept is the same memory as the tensor that you write to, so W0 itself changes: `.clone()` copies")
     if close(first, W0 + updates[0]):
         if close(second, W0 + updates[0] + updates[1]):
-            return Diagnosis("accumulates", "the second adapter comes on top of the first: take the first one off, that is, begin from W0 each time")
+            return Diagnosis(
+                "accumulates",
+                "the second adapter comes on top of the first: begin from W0 each time. If you do: is what you kept a copy, or the same memory "
+                "as the weight? `.clone()` copies",
+            )
         if close(second, first):
             return Diagnosis("stuck", "the second switch does nothing: the first adapter stays on")
     if close(first, updates[0]):
@@ -523,7 +537,7 @@ def _diagnose_switch(evidence: list[Evidence]) -> Diagnosis | None:
             "drift",
             "you subtract what was added: nearly right, but every switch rounds, and the base that all adapters share drifts away. Keep W0 and begin from it",
         )
-    if not close(answers.get("W off twice"), W0):
+    if np.array_equal(off, inputs["W0"]) and not close(answers.get("W off twice"), W0):
         return Diagnosis("off_twice", "a second off() changes the weight once more; it should do nothing")
     last = evidence[-1].answers
     if isinstance(last.get("W off"), np.ndarray) and not np.array_equal(last["W off"], evidence[-1].inputs["W0"]):
@@ -649,6 +663,14 @@ def _diagnose_keras(evidence: list[Evidence]) -> Diagnosis | None:
         return Diagnosis("scaling_twice", "both factors carry the scaling, so their product has its square: put it into one of them")
     if fits(lambda x, i, z: close(product(x), plain(i) / z["scaling"])):
         return Diagnosis("scaling_inverted", "the scaling divides; it should multiply")
+    if fits(lambda x, i, z: close(product(x), -z["scaling"] * plain(i))):
+        return Diagnosis("subtracted", "the update has the wrong sign: it is added to the kernel")
+    if fits(lambda x, i, z: close(product(x), z["scaling"] / z["r"] * plain(i))):
+        return Diagnosis("divided_by_r", "you divide by r, but the scaling given is alpha / r already")
+    reshaped = [lambda x, i, z: close(x["lora_kernel_a"], i["A"].reshape(i["A"].T.shape)),
+                lambda x, i, z: close(x["lora_kernel_b"], z["scaling"] * i["B"].reshape(i["B"].T.shape))]  # fmt: skip
+    if any(map(fits, reshaped)):
+        return Diagnosis("reshaped", "reshape keeps the order of the numbers in memory and gives another matrix of that shape; a transpose is .T")
     if fits(lambda x, i, z: close(x["bias"], z["scaling"] * i["b"])):
         return Diagnosis("bias_scaled", "the bias is scaled; it is no part of the update")
     if fits(lambda x, i, z: not x["bias"].any()):

@@ -283,14 +283,14 @@ def _untouched_judge(inputs, answers):
 
 def _diagnose_who(evidence: list[Evidence]) -> Diagnosis | None:
     found = [e.answers.get("who") for e in evidence]
-    if any(e.error is not None and "does not require grad" in e.error.message for e in evidence):
+    if any(e.error is not None and "differentiated Tensors does not require grad" in e.error.message for e in evidence):
         return Diagnosis("asks_frozen", "autograd is asked for the gradient of a frozen parameter: take only those with requires_grad")
     if any(e.error is not None and "not have been used" in e.error.message for e in evidence):
         return Diagnosis("allow_unused", "a parameter that the loss does not use makes autograd.grad raise; allow_unused=True gives None for it")
     if any(e.error is not None for e in evidence) or not all(isinstance(f, dict) for f in found):
         return None
     if any(set(f) != set(SHAPES) for f in found):
-        if all(set(f) < set(SHAPES) for f in found):
+        if all(set(f) <= set(SHAPES) for f in found):
             return Diagnosis("names_missing", "some parameters are missing from the dict: frozen ones and unused ones belong into it, too")
         return None
     weights = [(e.answers.get(f"weight {n}"), e.inputs[n]) for e in evidence for n in SHAPES]
@@ -405,6 +405,7 @@ def _diagnose_times(evidence: list[Evidence]) -> Diagnosis | None:
         "right": each(lambda W, W0, D: ((W - W0) * D).sum() / (D * D).sum() / s),
         "norms": each(lambda W, W0, D: np.linalg.norm(W - W0) / np.linalg.norm(s * D)),
         "scaling_missing": each(lambda W, W0, D: ((W - W0) * D).sum() / (D * D).sum()),
+        "scaling_twice": each(lambda W, W0, D: ((W - W0) * D).sum() / (D * D).sum() / s / s),
         "scaling_inverted": each(lambda W, W0, D: ((W - W0) * D).sum() / (D * D).sum() * s),
         "scaling_on_top_alone": each(lambda W, W0, D: ((W - W0) * D).sum() / (D * D).sum() * s * s),
         "base_not_subtracted": each(lambda W, W0, D: (W * D).sum() / (D * D).sum() / s),
@@ -423,6 +424,7 @@ def _diagnose_times(evidence: list[Evidence]) -> Diagnosis | None:
     texts = {
         "norms": "a quotient of norms has no sign, and counts rounding as if it were ΔW: project W - W0 on ΔW",
         "scaling_missing": "ΔW is scaling · B A: the scaling is missing",
+        "scaling_twice": "the scaling is in ΔW twice",
         "scaling_inverted": "the scaling stands on the wrong side of the division",
         "scaling_on_top_alone": "the scaling stands above the line, and squared below it where it is missing: use ΔW = scaling · B A in both places",
         "base_not_subtracted": "W holds W0 as well: project W - W0",
@@ -520,6 +522,8 @@ def _diagnose_triage(evidence: list[Evidence]) -> Diagnosis | None:
         return Diagnosis("b_zero", "B = 0 is how every adapter begins: ill is one whose A is zero as well")
     if set(wrong) <= {"fresh", "half_way", "optimizer", "targets"} and "fresh" in wrong and set(wrong.values()) == {"no gradient"}:
         return Diagnosis("grad_a_zero", "at step 0 the gradient of A is exactly 0, because B is: healthy. No gradient means None, for both")
+    if wrong == {"both_zero": "no gradient", "no_gradient": "both zero"}:
+        return Diagnosis("swapped", "the two are exchanged: A = B = 0 is 'both zero', two gradients that are None 'no gradient'")
     if wrong.get("both_zero") == "no gradient":
         return Diagnosis("zero_is_none", "a gradient of 0 has arrived; None has not. `if not grad` takes the one for the other: ask `is None`")
     if wrong.get("both_zero") == "optimizer" or wrong.get("no_gradient") == "optimizer":
@@ -629,7 +633,12 @@ def _saved(answers, when="saved"):
     found = answers.get(when)
     if not isinstance(found, dict) or any(not isinstance(v, np.ndarray) for v in found.values()):
         return None
-    return found
+    return {_head_name(name): value for name, value in found.items()}
+
+
+def _head_name(name: str) -> str:
+    """With modules_to_save the head that trains is a copy beside the old one."""
+    return name.replace("head.trained.", "head.")
 
 
 FACTORS = {f"{n}.{f}" for n in HIT for f in ("lora_A", "lora_B")}
@@ -641,6 +650,8 @@ def _judge_learns(inputs, answers):
     if saved is None:
         return "the first thing to come back is a dict, name -> tensor, of everything that trained"
     missing = FACTORS - set(saved)
+    if not missing and saved["fc1.lora_A"].shape != (3, 7):
+        return f"lora_A of fc1 has shape {saved['fc1.lora_A'].shape}, expected (3, 7): r is 3"
     if missing:
         return f"not among what was saved: {', '.join(sorted(missing))}"
     still = [n for n in HIT if not np.any(saved[f"{n}.lora_B"])]
@@ -664,7 +675,10 @@ def _judge_base(inputs, answers):
         base = answers.get(f"base {name}.weight")
         if base is None or not np.array_equal(base, inputs[f"{name}.weight"]):
             return f"the base weight of {name} is not what it was: it should be frozen"
-    extra = {p["name"] for p in answers["parameters"] if p["requires_grad"]} - FACTORS - HEAD
+    extra = set(_saved(answers) or {}) - FACTORS - HEAD
+    if extra:
+        return f"what was saved holds more than what trained: {', '.join(sorted(extra))}"
+    extra = {_head_name(p["name"]) for p in answers["parameters"] if p["requires_grad"]} - FACTORS - HEAD
     if extra:
         return f"besides the adapters and the head these train: {', '.join(sorted(extra))}"
     return None
@@ -692,14 +706,14 @@ def _diagnose_tune(evidence: list[Evidence]) -> Diagnosis | None:
     saved = _saved(first.answers)
     if saved is None or not isinstance(first.answers.get("parameters"), list):
         return None
-    trains = {p["name"] for p in first.answers["parameters"] if p["requires_grad"]}
+    trains = {_head_name(p["name"]) for p in first.answers["parameters"] if p["requires_grad"]}
     faults = []
-    if any(e.failure for e in evidence[2:3]):
-        base_moved = any(isinstance(b := first.answers.get(f"base {n}.weight"), np.ndarray) and not np.array_equal(b, first.inputs[f"{n}.weight"]) for n in HIT)
-        if base_moved or trains - FACTORS - HEAD:
-            faults.append(("base_trains", "the base trains, too: freeze it (apply_lora does, if nothing thaws it afterwards)"))
+    if trains - FACTORS - HEAD:
+        faults.append(("base_trains", "the base trains, too: freeze it (apply_lora does, if nothing thaws it afterwards)"))
+    elif set(saved) - FACTORS - HEAD:
+        faults.append(("saved_everything", "the frozen base is in what was saved; only what trained belongs there, or the file is as large as the model"))
     if FACTORS <= set(saved) and not any(np.any(saved[f"{n}.lora_B"]) for n in HIT):
-        faults.append(("optimizer", "B never moves: the optimizer was made before the adapters were in, and holds other tensors"))
+        faults.append(("optimizer", "B never moves: the optimizer does not hold it. Made before the adapters are in, it holds other tensors"))
     elif HEAD <= set(saved) and np.array_equal(saved["head.weight"], first.inputs["head.weight"]):
         if "head.weight" in trains:
             faults.append(("head_not_held", "the head requires a gradient and does not move: the optimizer does not hold it"))

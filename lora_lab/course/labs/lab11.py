@@ -311,7 +311,7 @@ def _diagnose_linear(evidence: list[Evidence]) -> Diagnosis | None:
 
 def _lab_nonlinearity(update, x, y):
     together, apart = update(x + y), update(x) + update(y)
-    return float((together - apart).norm() / apart.norm())
+    return ((together - apart).norm() / apart.norm()).item()
 
 
 NONLINEARITY = Exercise(
@@ -330,7 +330,7 @@ NONLINEARITY = Exercise(
     hints=(
         "What holds for every linear map and every x and y, and fails for a ReLU?",
         "f(x + y) = f(x) + f(y). How far apart are the two sides, beside how large they are?",
-        "together, apart = update(x + y), update(x) + update(y); return float((together - apart).norm() / apart.norm())",
+        "together, apart = update(x + y), update(x) + update(y); return ((together - apart).norm() / apart.norm()).item()",
     ),
     read="lab 02, Merge: why there is no activation between A and B",
     fallback=lambda: _lab_nonlinearity,
