@@ -36,7 +36,7 @@ def test_marks_stand_where_their_numbers_are_and_do_not_hide_each_other():
     figure.draw_without_rendering()
     assert [axes.get_xlabel() for axes in panels] == ["file", "time"] and panels[0].get_ylabel() == "right"
     for axes, cost in zip(panels, ("bytes", "ms"), strict=True):
-        marks = [line for line in axes.lines if line.get_markersize() == 14]
+        marks = [line for line in axes.lines if line.get_markersize() in (12, 14) and line.axes in panels]
         places = [tuple(axes.transAxes.transform((m.get_xdata()[0], m.get_ydata()[0]))) for m in marks]
         assert len(places) == 3
         gaps = [((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) ** 0.5 for i, a in enumerate(places) for b in places[:i]]

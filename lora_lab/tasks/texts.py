@@ -17,8 +17,8 @@ from ..data import Batches
 from ..encoder import Reader, encode, load_encoder
 
 TARGETS = ("query", "value")
-# Chosen on the validation parts of the seeds 10 and 11, which no table uses.
-RATES = {"linear probe": 3e-2, "LoRA": 6e-3, "full fine-tuning": 1e-3}
+# Probe and LoRA bear many rates; full fine-tuning is touchy, and chooses between two on the validation part of the first seed.
+RATES = {"linear probe": 3e-2, "LoRA": 6e-3, "full fine-tuning": (3e-4, 1e-3)}
 
 
 @dataclass(frozen=True)

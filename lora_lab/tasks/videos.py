@@ -100,7 +100,7 @@ def videos_base(question: str = "which way", seed: int = 0, quick: bool = False)
     """A copy of the base, which tells 0 to 4 apart, with a fresh head for the question."""
     if question not in QUESTIONS:
         raise ValueError(f"a question is one of {', '.join(QUESTIONS)}; found {question!r}")
-    model = copy.deepcopy(_pretrained(seed, 100 if quick else 400))
+    model = copy.deepcopy(_pretrained(seed, 120 if quick else 400))
     model.head = nn.Linear(model.head.in_features, len(WAYS) if question == "which way" else 5)
     return model
 
@@ -126,5 +126,5 @@ def videos_task(question: str = "which way", quick: bool = False) -> Task:
         targets=("conv1", "conv2", "conv3"),
         head=("head",),
         lr={way: rate[0] if quick else rate for way, rate in rates.items()},
-        steps=60 if quick else 150,
+        steps=80 if quick else 150,
     )

@@ -8,6 +8,7 @@ from lora_lab.view.figures import _styled
 from lora_lab.view.style import COLOURS, GRID, INK, MUTED, PAPER, new_figure
 
 # Which of the three questions a method answers -> its colour and the shape of its mark.
+SIZES = {"o": 14, "s": 14, "D": 12}  # a diamond of the same size is wider
 GROUPS = {"adaptation": (COLOURS[0], "o"), "LoRA": (COLOURS[1], "s"), "compression": (COLOURS[2], "D")}
 
 
@@ -121,7 +122,7 @@ def plot_tradeoffs(
             if at != (x, y):
                 axes.plot([true[0], left], [true[1], up], color=colour, linewidth=1.0, linestyle="-", transform=axes.transAxes, clip_on=False, zorder=2)
                 axes.plot(*true, ".", color=colour, markersize=4, transform=axes.transAxes, clip_on=False, zorder=2)
-            axes.plot(left, up, marker, markersize=12 if marker == "D" else 14, markerfacecolor=PAPER, markeredgecolor=colour, markeredgewidth=1.8 if there else 0.8,
+            axes.plot(left, up, marker, markersize=SIZES[marker], markerfacecolor=PAPER, markeredgecolor=colour, markeredgewidth=1.8 if there else 0.8,
                       transform=axes.transAxes, clip_on=False, zorder=3)  # fmt: skip
             axes.text(left, up, str(number), ha="center", va="center", fontsize=7.5, color=INK, transform=axes.transAxes, zorder=4)
     names_at = figure.add_subplot(grid[len(costs)])

@@ -310,7 +310,7 @@ show(
 )
 short = next(iter(latency.values()))
 slower = short["adapters, width 16"].ratio - 1
-adapters_cost.reveal("a" if slower < 0.05 else "b" if slower < 0.15 else "c" if slower < 0.5 else "d",
+adapters_cost.reveal("a" if slower < 0.05 else "b" if slower < 0.4 else "c" if slower < 1 else "d",
                      f"{slower:+.0%} at {next(iter(latency))}.")
 pruned = mean(found["70 % zeros"].ratio for found in latency.values())
 del served, calls

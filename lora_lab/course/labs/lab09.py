@@ -707,7 +707,7 @@ LAB = Lab(
         Prediction("9.A", "A finished model is made smaller, with no training but the student's. Which loses the most accuracy on the digits?",
                    {"a": "8 bits a weight", "b": "4 bits a weight", "c": "70 % of the weights set to zero", "d": "half of the blocks, distilled"}),
         Prediction("9.B", "One short text, one thread. How much longer does a forward pass take with two bottleneck adapters in every block?",
-                   {"a": "less than 5 %", "b": "5 to 15 %", "c": "15 to 50 %", "d": "more than 50 %"}),
+                   {"a": "less than 5 %", "b": "5 to 40 %", "c": "40 to 100 %", "d": "more than twice as long"}),
         Prediction("9.C", "70 % of the weights are zero. How fast is the forward pass now, with ordinary matrices?",
                    {"a": "about three times as fast", "b": "somewhat faster", "c": "as fast as before", "d": "slower"}),
     ),
