@@ -30,6 +30,7 @@ LAB = SimpleNamespace(
     objectives=("double a number",),
     needs=("addition",),
     exercises=(exercise("1.1"), exercise("1.2")),
+    questions=(),
 )
 
 

@@ -727,7 +727,7 @@ LAB = Lab(
         Prediction(
             "8d.A",
             "Pictures are turned and captions are worded anew. Which adapter reads most of the test pictures rightly?",
-            {"a": "one in the image tower", "b": "one in the text tower", "c": "one in each, by more than 10 points", "d": "all about the same"},
+            {"a": "one in the image tower", "b": "one in the text tower", "c": "one in each, by more than 3 points", "d": "all about the same"},
         ),
         Prediction(
             "8d.B",
