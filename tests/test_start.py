@@ -274,7 +274,7 @@ def test_the_playground_adds_what_it_needs_to_what_is_there(fake):
 def test_more_extras_are_added_and_fewer_keep_them(fake, tmp_path):
     fake.set_up()
     fake.set_up("test")
-    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,lab,lecture]"
+    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,hub,keras,lab,lecture]"
     fake.calls.clear()
     fake.set_up()
     fake.set_up("test")
@@ -282,7 +282,7 @@ def test_more_extras_are_added_and_fewer_keep_them(fake, tmp_path):
     with (tmp_path / "pyproject.toml").open("a") as file:
         file.write("# another version of the lab\n")
     fake.set_up()
-    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,lab,lecture]"  # who has tested once will again
+    assert fake.calls[-1][1] == ".[cluster,dev,gpt2,hub,keras,lab,lecture]"  # who has tested once will again
 
 
 @pytest.mark.parametrize("change", ["pyproject.toml", "constraints.txt", "version", "unpinned", "stamp"])

@@ -35,6 +35,7 @@ PICTURES = (
      "One adapter of 66 numbers and its volume, from -1 to 2.", "00"),
 )  # fmt: skip
 LARGEST_THUMBNAIL = 400_000  # characters of SVG; a heat map with images inside would make the first page heavy
+MOST_QUESTIONS = 10  # on the sheet of paper; a lab that is a series of votes has two dozen
 _COLOURS = """
 :root { color-scheme: light dark; --ink: #1d2329; --quiet: #59636e; --line: #d0d5da; --paper: #fff; --accent: #0a5fa5; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --quiet: #a2abb4; --line: #3d444c; --paper: #15191d; --accent: #6db3f2; } }
@@ -202,7 +203,10 @@ def handout(lab, notebook) -> str:
         rows.append(f"<pre>{escape(_signature(code.get(exercise.id, ''), exercise.name))}</pre>")
     parts.append("<h2>Exercises</h2>" + "".join(rows))
     if lab.predictions:
-        questions = "".join(f"<li>{_inline(prediction.question)}</li>" for prediction in lab.predictions)
+        asked = lab.predictions[:MOST_QUESTIONS]
+        questions = "".join(f"<li>{_inline(prediction.question)}</li>" for prediction in asked)
+        if len(asked) < len(lab.predictions):
+            questions += f"<li>and {len(lab.predictions) - len(asked)} more in the notebook</li>"
         parts.append(f"<h2>Think before you run</h2><ul>{questions}</ul>")
     summary = _summary(texts)
     if summary:
