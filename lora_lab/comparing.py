@@ -147,7 +147,7 @@ class Row:
     """One run.
 
     scores     of the test set; nan in each if the run diverged, and then `problem` says how
-    trainable, total    parameters, the adapter's among them, a tied one once
+    trainable, total    parameters, the adapter's among them, a tied one once; weights that are stored as codes (a module's `coded`) count in total
     lr         the rate that was taken; None where nothing trains
     seconds    of training, wall clock, without choosing a rate and without scoring
     bytes      of the file that is left behind
@@ -332,10 +332,11 @@ def _run(way: Way, task: Task, base: nn.Module, batches, seed: int, device, chos
     torch.manual_seed(seed)
     model = way.prepare(copy.deepcopy(base), task, seed)
     counted = count_parameters(model)
+    total = counted.total + sum(getattr(m, "coded", 0) for m in model.modules())
     stored = (way.stored or trained_bytes)(model)
     if counted.trainable == 0:
         scores = _scores(task, model.to(device), seed)
-        return Row(way.name, seed, None, scores, 0, counted.total, 0.0, stored), model
+        return Row(way.name, seed, None, scores, 0, total, 0.0, stored), model
     rates = [chosen[way.name]] if way.name in chosen else _rates(way, task)
     best = None
     for rate in rates:
@@ -358,7 +359,7 @@ def _run(way: Way, task: Task, base: nn.Module, batches, seed: int, device, chos
     if not problem:
         chosen[way.name] = rate
     scores = {} if problem else _scores(task, model, seed)
-    return Row(way.name, seed, rate, scores, counted.trainable, counted.total, seconds, stored, problem), model.eval()
+    return Row(way.name, seed, rate, scores, counted.trainable, total, seconds, stored, problem), model.eval()
 
 
 def _rates(way: Way, task: Task) -> list[float]:

@@ -507,6 +507,7 @@ def test_every_rival_is_a_way(trial, made):
     assert found.mean("full fine-tuning") < start and found.mean("LoRA") < start
     assert found.of("prefix tuning")[0].bytes >= 4 * BLOCKS * 2 * D
     assert found.of("LoRA on nf4")[0].bytes == found.of("LoRA")[0].bytes
+    assert found.of("LoRA on nf4")[0].total == found.of("LoRA")[0].total  # codes are weights, too
     done = {seed: found.models["full fine-tuning", seed] for seed in (0, 1)}
     second = [ways.rounded(done, "int8"), ways.rounded(done, "int4"), ways.pruned(done, 0.5), ways.student(done, "transformer.h", 2)]
     kept = [p.detach().clone() for p in done[0].parameters()]

@@ -69,4 +69,4 @@ def records(n: int = 540, wordings: str = "known", seed: int = 0) -> Texts:
 
 def records_task(**settings) -> Task:
     """Which of the three, on the pocket encoder or on a BERT of yours (encoder="folder"). settings as for `texts.text_task`."""
-    return text_task("invented records: was it the drug?", records(), **{"length": 40, "steps": 150} | settings)
+    return text_task("invented records: was it the drug?", records(), **{"length": 40, "steps": 300} | settings)

@@ -97,6 +97,11 @@ class QuantisedLinear(nn.Linear):
         return dequantise_blocks(self.codes, self.scales, (self.out_features, self.in_features), self.kind, self.block)
 
     @property
+    def coded(self) -> int:
+        """Numbers of W, which are no parameters any more; `lora_lab.comparing` counts them among the model's."""
+        return self.in_features * self.out_features
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of codes and scales, without the bias."""
         return self.codes.numel() + self.scales.numel() * self.scales.element_size()
