@@ -25,7 +25,7 @@ from torch import nn
 from .adapt import apply_lora
 from .counting import count_parameters, safetensors_bytes
 from .state import adapter_bytes
-from .train import _modes_restored, batch_loss, choose_device, linear_schedule, train
+from .train import batch_loss, choose_device, linear_schedule, modes_restored, train
 from .updates import TrainingDiverged
 
 
@@ -381,7 +381,7 @@ def _judged(judge: Callable, model: nn.Module, seed: int):
     """What `metric` or `validate` says of a model: in eval mode, without gradients, modes put back."""
     torch.manual_seed(seed)  # it may draw, when texts are sampled
     wants = [p for p in inspect.signature(judge).parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    with _modes_restored(model), torch.no_grad():
+    with modes_restored(model), torch.no_grad():
         model.eval()
         return judge(model, seed) if len(wants) == 2 else judge(model)
 

@@ -175,7 +175,7 @@ def _run(
 
         bar = tqdm(total=steps, initial=start, unit="step")
     last_saved = start
-    with _modes_restored(model):
+    with modes_restored(model):
         model.train()
         try:
             for step in range(start, steps):
@@ -215,7 +215,7 @@ def evaluate(model: nn.Module, batches: Iterable, device: str | torch.device = "
     device = choose_device(device)
     model.to(device)
     right = total = 0
-    with _modes_restored(model), torch.no_grad():
+    with modes_restored(model), torch.no_grad():
         model.eval()
         # Batches goes round for ever; one epoch is every sample once.
         for x, y in islice(batches, getattr(batches, "per_epoch", None)):
@@ -227,7 +227,7 @@ def evaluate(model: nn.Module, batches: Iterable, device: str | torch.device = "
 
 
 @contextmanager
-def _modes_restored(model: nn.Module) -> Iterator[None]:
+def modes_restored(model: nn.Module) -> Iterator[None]:
     # Module by module: a model may be in training mode with parts of it in eval mode, and model.train(flag) would forget that.
     before = [(module, module.training) for module in model.modules()]
     try:
