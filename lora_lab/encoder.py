@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .corpus import Corpus, _text_files, load_corpus, need_disk, read_documents
 from .files import atomic_write, shipped
-from .model_card import _no_bars, _put_in_place
+from .model_card import no_bars, put_in_place
 from .pretrain import (
     Progress,
     Recipe,
@@ -490,7 +490,7 @@ def export(model: nn.Module, corpus: Corpus, recipe: Recipe, figures: dict, out:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
     try:
-        with _no_bars():
+        with no_bars():
             deepcopy(model).half().save_pretrained(temporary)
         BertTokenizerFast(
             tokenizer_object=corpus.tokenizer, do_lower_case=True, model_max_length=recipe.context,
@@ -505,12 +505,7 @@ def export(model: nn.Module, corpus: Corpus, recipe: Recipe, figures: dict, out:
         figures["filled"] = [(text, fill(rounded, tokenizer, text)) for text in SENTENCES]
         figures["megabytes"] = sum(p.stat().st_size for p in temporary.iterdir()) / 1e6
         (temporary / "README.md").write_text(card(out.name, recipe, figures), encoding="utf-8")
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o777 & ~umask)
-        for path in temporary.iterdir():
-            os.chmod(path, 0o666 & ~umask)
-        _put_in_place(temporary, out)
+        put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

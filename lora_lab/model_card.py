@@ -39,14 +39,14 @@ def export(model: nn.Module, tokenizer, recipe, figures: dict, out: Path, bits: 
     try:
         half = deepcopy(model).half()
         half.config.use_cache = True
-        with _no_bars():
+        with no_bars():
             half.save_pretrained(temporary)
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, bos_token=END, eos_token=END, unk_token=END, pad_token=END, padding_side="left",
             model_max_length=model.config.n_positions, clean_up_tokenization_spaces=False,
         ).save_pretrained(temporary)  # fmt: skip
         # Every file anew, as a user would.
-        with _no_bars():
+        with no_bars():
             rounded = AutoModelForCausalLM.from_pretrained(temporary, dtype=torch.float32).eval()
         again = AutoTokenizer.from_pretrained(temporary)
         text = "“Once upon a time,” 3½ …\n\n"
@@ -58,19 +58,13 @@ def export(model: nn.Module, tokenizer, recipe, figures: dict, out: Path, bits: 
         figures["samples"] = samples(rounded, again)
         figures["megabytes"] = sum(p.stat().st_size for p in temporary.iterdir()) / 1e6
         (temporary / "README.md").write_text(card(out.name, recipe, figures), encoding="utf-8")
-        # Temporary folders, and safetensors files, can only be opened by their owner; a shared course folder needs the usual modes.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o777 & ~umask)
-        for path in temporary.iterdir():
-            os.chmod(path, 0o666 & ~umask)
-        _put_in_place(temporary, out)
+        put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """transformers draws a progress bar for every file, however small."""
     from transformers.utils import logging
 
@@ -83,8 +77,14 @@ def _no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _put_in_place(new: Path, out: Path) -> None:
+def put_in_place(new: Path, out: Path) -> None:
     """A folder can't replace a full one in one step: the old one is moved aside first, and back if the second step fails."""
+    # Temporary folders, and safetensors files, can only be opened by their owner; a shared course folder needs the usual modes.
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(new, 0o777 & ~umask)
+    for path in new.iterdir():
+        os.chmod(path, 0o666 & ~umask)
     aside = None
     if out.exists():
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent)) / "old"

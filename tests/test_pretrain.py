@@ -542,7 +542,7 @@ def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path, monke
 
     monkeypatch.setattr(model_card.os, "replace", fails_for_the_new_one)
     with pytest.raises(PermissionError):
-        model_card._put_in_place(tmp_path / "new.part", tmp_path / "model")
+        model_card.put_in_place(tmp_path / "new.part", tmp_path / "model")
     assert (tmp_path / "model" / "config.json").read_text() == "old" and "new.part" in calls
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "new.part"]
 

@@ -53,9 +53,6 @@ class Variant(LoRALinear):
         """The base weight as (out, in)."""
         return self.base_weight.T if self.stored_transposed else self.base_weight
 
-    def delta_weight(self) -> Tensor:
-        return self.scaling * (self.full_B() @ self.lora_A)
-
     def _versions(self):
         return (*super()._versions(), *((id(p), p._version) for p in self.parameters(recurse=False)))  # merged: edits of these count, too
 
