@@ -94,9 +94,9 @@ class LoRALayer(MergeableLayer):
         """B as it stands in ΔW = scaling * B @ A; only `LoRAFusedLinear` stores it otherwise."""
         return self.lora_B
 
-    def delta_weight(self) -> Tensor:
-        """ΔW = scaling * B @ A, shape (out, in), whatever the layout of the base weight."""
-        return self.scaling * (self.full_B() @ self.lora_A)
+    def delta_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """ΔW = scaling * B @ A, shape (out, in), whatever the layout of the base weight; computed in `dtype`, else in the factors' own."""
+        return self.scaling * (self.full_B().to(dtype=dtype) @ self.lora_A.to(dtype=dtype))
 
     def to_base_layout(self, delta: Tensor) -> Tensor:
         """ΔW (out, in) in the shape in which the base layer stores its weight."""

@@ -81,7 +81,7 @@ class MergeableLayer(nn.Module):
         """W0 + ΔW in the weight's dtype, added in float32 or better, and the share of ΔW that rounding swallowed."""
         weight = self.base_layer.weight
         exact = torch.promote_types(torch.promote_types(weight.dtype, self.lora_A.dtype), torch.float32)
-        delta = self.to_base_layout(self.scaling * (self.full_B().to(exact) @ self.lora_A.to(exact)))
+        delta = self.to_base_layout(self.delta_weight(exact))
         merged = (weight.to(exact) + delta).to(weight.dtype)
         norm = torch.linalg.vector_norm(delta).item()
         lost = torch.linalg.vector_norm(merged.to(exact) - weight.to(exact) - delta).item()

@@ -181,6 +181,19 @@ def test_dora_is_pefts_forward_backward_and_merged():
     torch.testing.assert_close(ours.first.base_layer.weight, whole.first.weight, **CLOSE)
 
 
+def test_dora_merges_a_bfloat16_weight_with_one_rounding():
+    layer = DoRALinear(nn.Linear(24, 16).to(torch.bfloat16), r=3, alpha=5)
+    nn.init.normal_(layer.lora_B, std=0.1)
+    W0, B, A, m = (t.detach().double().numpy() for t in (layer.base_layer.weight, layer.lora_B, layer.lora_A, layer.magnitude))
+    V = W0 + 5 / 3 * B @ A
+    expected = m[:, None] * V / np.linalg.norm(V, axis=1, keepdims=True)
+    lost = layer.merge()
+    found = layer.base_layer.weight.detach().double().numpy()
+    # bfloat16 has 7 bits behind the leading one: rounding once moves a number by at most 2^-8 of itself; float32 adds 1e-6
+    assert np.all(np.abs(found - expected) <= 2**-8 * np.abs(expected) + 1e-6)
+    np.testing.assert_allclose(lost, np.linalg.norm(found - expected) / np.linalg.norm(expected - W0), rtol=1e-3)  # computed in float32
+
+
 @pytest.mark.parametrize(("kind", "name"), [(PiSSALinear, "pissa"), (OLoRALinear, "olora")])
 def test_starts_from_the_weight_are_pefts(kind, name):
     peft = pytest.importorskip("peft")

@@ -99,24 +99,19 @@ class DoRALinear(Variant):
         super().__init__(base_layer, r, alpha, **options)
         self.magnitude = nn.Parameter(torch.linalg.vector_norm(self.W0().detach(), dim=1).to(self.lora_A.dtype))
 
-    def ratio(self) -> Tensor:
+    def ratio(self, dtype: torch.dtype | None = None) -> Tensor:
         """m / ||V||, (out,)."""
-        V = self.W0() + super().delta_weight()
-        return self.magnitude / torch.linalg.vector_norm(V, dim=1).detach()
+        V = self.W0().to(dtype=dtype) + super().delta_weight(dtype)
+        return self.magnitude.to(dtype=dtype) / torch.linalg.vector_norm(V, dim=1).detach()
 
-    def delta_weight(self) -> Tensor:
-        return self.ratio()[:, None] * (self.W0() + super().delta_weight()) - self.W0()
+    def delta_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        W0 = self.W0().to(dtype=dtype)
+        return self.ratio(dtype)[:, None] * (W0 + super().delta_weight(dtype)) - W0
 
     def add_update(self, y: Tensor, x: Tensor) -> Tensor:
         b = 0 if self.bias is None else self.bias
         low_rank = F.linear(F.linear(x, self.lora_A), self.lora_B)
         return self.ratio() * (y - b + self.scaling * low_rank) + b
-
-    def merged_weight(self) -> tuple[Tensor, float]:
-        weight, delta = self.base_layer.weight, self.to_base_layout(self.delta_weight())
-        merged = weight + delta
-        lost = torch.linalg.vector_norm(merged - weight - delta).item()
-        return merged, lost / torch.linalg.vector_norm(delta).item() if delta.any() else 0.0
 
 
 class VeRALinear(Variant):
