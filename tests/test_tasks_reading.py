@@ -143,6 +143,9 @@ def test_records_mirror_each_other():
     assert not names[0] & names[2] and len(names[2]) >= 3
     known = {text for wordings in records.WORDINGS.values() for text in wordings}
     assert not known & {text for wordings in records.UNSEEN.values() for text in wordings} and new.classes == data.classes
+    for label, text in zip(new.labels, new.texts, strict=True):
+        forms = [re.escape(w).replace(r"\{D\}", r"\w+").replace(r"\{S\}", r"\w+") for w in records.UNSEEN[label]]
+        assert any(re.search(form, text, re.IGNORECASE) for form in forms), text
     with pytest.raises(ValueError, match="'known' or 'unseen'"):
         records.records(3, wordings="new")
 
@@ -174,6 +177,7 @@ def test_the_best_span_by_trying_all():
 def test_exact_match_and_f1():
     assert answers.exact_match("The Lamp!", "lamp") == 1 and answers.exact_match("lamps", "lamp") == 0
     assert answers.overlap_f1("in old london", "london") == pytest.approx(2 * (1 / 3) * 1 / (1 / 3 + 1))
+    assert answers.overlap_f1("lamp lamp", "lamp lamp lamp") == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
     assert answers.overlap_f1("york", "rome") == 0 and answers.overlap_f1("a lamp lamp", "lamp") == pytest.approx(2 / 3)
 
 

@@ -49,15 +49,14 @@ def questions(n: int = 900, seed: int = 0) -> tuple[Question, ...]:
         facts = list(zip(*(rng.sample(words, 2) for words in (PEOPLE, THINGS, PLACES, DAYS, list(DEEDS))), strict=True))
         orders = ("on {d} {w} {v} a {t} in {p}.", "{w} {v} a {t} in {p} on {d}.", "in {p} {w} {v} a {t} on {d}.")
         said = [rng.choice(orders).format(w=who, t=thing, p=place, d=day, v=deed) for who, thing, place, day, deed in facts]
-        which = rng.randint(0, 1)
-        who, thing, place, day, deed = facts[which]
+        who, thing, place, day, deed = facts[rng.randint(0, 1)]
         kind = KINDS[k % 4]
         asked, answer = {
             "who": (f"who {deed} the {thing}?", who), "what": (f"what did {who} {DEEDS[deed]}?", thing),
             "where": (f"where did {who} {DEEDS[deed]} the {thing}?", place), "when": (f"when did {who} {DEEDS[deed]} the {thing}?", day),
         }[kind]  # fmt: skip
         passage = " ".join(said)
-        found.append(Question(passage, asked, answer, passage.index(f"{answer}", 0 if which == 0 else len(said[0])), kind))
+        found.append(Question(passage, asked, answer, passage.index(answer), kind))
     return tuple(found)
 
 
