@@ -1,5 +1,6 @@
 """Figures, live views and the plotting style. matplotlib and ipywidgets are imported when the first of them is drawn, not here."""
 
+from lora_lab.view.diff import plot_variants, show_diff
 from lora_lab.view.explorer import plot_photographs, rank_explorer
 from lora_lab.view.figures import (
     plot_confusion,
@@ -59,10 +60,12 @@ __all__ = [
     "plot_trial",
     "plot_ward",
     "plot_tradeoffs",
+    "plot_variants",
     "rank_explorer",
     "save_png",
     "show",
     "show_clips",
+    "show_diff",
     "style",
     "text_knob",
     "volume_knob",
