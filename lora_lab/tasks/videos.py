@@ -116,7 +116,8 @@ def videos_data(question: str, seed: int, part: str = "test") -> tuple[Tensor, T
 
 def videos_task(question: str = "which way", quick: bool = False) -> Task:
     """A question about the clips as a task. quick: shorter runs and one learning rate."""
-    rates = {"linear probe": (0.03, 0.1), "LoRA": (0.01, 0.03), "full fine-tuning": (0.003, 0.01)}
+    # At 0.02 LoRA on seed 2 ends with dead ReLUs and guesses; gradients clipped at 0.3 keep 0.01 and 250 steps safe on seeds 0 to 3.
+    rates = {"linear probe": (0.03, 0.1), "LoRA": (0.01, 0.005), "full fine-tuning": (0.003, 0.006)}
     return Task(
         name=f"moving digits: {question}",
         base=lambda seed: videos_base(question, seed, quick),
@@ -126,5 +127,6 @@ def videos_task(question: str = "which way", quick: bool = False) -> Task:
         targets=("conv1", "conv2", "conv3"),
         head=("head",),
         lr={way: rate[0] if quick else rate for way, rate in rates.items()},
-        steps=80 if quick else 150,
+        steps=80 if quick else 250,
+        settings={"clip": 0.3},
     )
