@@ -362,6 +362,34 @@ def grade(
 
 
 @app.command()
+def progress(
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Notebooks, records.jsonl, exported .json, or folders with these. Default: this folder, and the record of this machine."),
+    ] = None,
+    out: Annotated[
+        list[Path] | None, typer.Option("-o", "--out", help="my-progress.html (the default), .json, .md or .csv; again for more than one.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Stands on the page; else no name does.")] = None,
+) -> None:
+    """A page of a learner's progress, from notebooks and records: what was solved, mistakes overcome, predictions, what to do next."""
+    from lora_lab.course.history import read_history
+    from lora_lab.course.labs import labs
+    from lora_lab.course.portfolio import PortfolioError, gather, own_places, render, write
+
+    try:
+        found = gather(places or own_places())
+        history = read_history(found.records, labs())
+        for path in out or [Path("my-progress.html")]:
+            write(render(history, path, records=found.records, notes=found.notes, name=name), path)
+            typer.echo(f"{path}: {history.count} records, {sum(lab.solved for lab in history.labs.values())} exercises solved")
+    except (PortfolioError, OSError) as error:
+        raise _fail(str(error)) from None
+    for line in (*found.read, *found.troubles):
+        typer.echo(f"  {line}", err=True)
+
+
+@app.command()
 def doctor() -> None:
     """Examine this machine; each failing line says what to do."""
     from lora_lab.doctor import diagnose_machine, render

@@ -1,10 +1,10 @@
-"""Labs 02 and 00 in a real JupyterLab and a real browser, as a student uses them."""
+"""Labs 02 and 00, and the page of progress, in a real JupyterLab and a real browser, as a student uses them."""
 
 import re
 from pathlib import Path
 
 import pytest
-from browser_tools import PATIENCE, Student, find_chromium, wait_for
+from browser_tools import PATIENCE, Student, find_chromium, notebook, wait_for
 
 from lora_lab.course.builder import build_lab
 
@@ -145,4 +145,17 @@ def test_the_volume_knob_works_by_keyboard_and_follows_the_theme(student_of):
         bold.focus()
         change_by("Home", until=lambda text: ink_share(sentence) < 1)
         student.shot("dark")
+        nothing_went_wrong(student)
+
+
+def test_the_page_of_progress_arrives_as_a_download(browser, server, shots):
+    cells = {"begin": "from lora_lab.course import export_progress, hint", "export": "hint('2.1')\nexport_progress()"}
+    with Student(browser, server, notebook("portfolio", **cells), shots) as student:
+        student.run("begin")
+        output = student.run("export")
+        with student.page.expect_download() as arriving:
+            output.get_by_role("link", name="Download my-progress.html").click()
+        assert arriving.value.suggested_filename == "my-progress.html"
+        arrived = Path(arriving.value.path()).read_text(encoding="utf-8")
+        assert arrived == (server.work / "my-progress.html").read_text(encoding="utf-8") and "1 hint" in arrived
         nothing_went_wrong(student)

@@ -34,7 +34,8 @@ WIDTH = 88
 @dataclass(frozen=True)
 class Block:
     """One part of a card. kind: "text", "strong", "quiet", "code", "mark" (the one thing to read, with a label),
-    "rows" (label, text), "table" (rows of cells, the first is the head) or "picture" (an <svg> of ours, `label` says it in words)."""
+    "rows" (label, text), "table" (rows of cells, the first is the head), "picture" (an <svg> of ours, `label` says it in words) or
+    "link" (`content`: an address whose file is downloaded under the name `label`; on a page alone)."""
 
     kind: str
     content: str | Sequence
@@ -99,6 +100,11 @@ def _html_block(block: Block, accent: str) -> str:
         return _html_table(block.content)
     if block.kind == "picture":
         return f'<div style="margin-top:9px">{block.content}</div>'
+    if block.kind == "link":
+        # `download`: JupyterLab would otherwise take the click and open the address itself.
+        return (f'<div style="margin-top:9px"><a download="{escape(block.label)}" href="{escape(str(block.content))}" style="display:inline-block;'
+                f'padding:5px 14px;border-radius:3px;background:{accent};color:#fff;font-weight:600;text-decoration:none">'
+                f'Download {escape(block.label)}</a></div>')
     if block.kind == "code":
         return (f'<pre style="font-family:{_CODE};font-size:13px;line-height:1.45;margin:7px 0 0;padding:6px 10px;'
                 f'background:rgba(128,138,150,.14);color:inherit;border-radius:3px;white-space:pre-wrap;'
@@ -185,6 +191,8 @@ def _text_block(block: Block) -> str:
         return "\n".join([lines[0], "  " + "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
     if block.kind == "picture":
         return _wrap(block.label, "  ")
+    if block.kind == "link":
+        return ""
     if block.kind == "code":
         return textwrap.indent(str(block.content), "    ")
     if block.kind == "mark":

@@ -10,17 +10,19 @@ import math
 import numbers
 import os
 import zlib
-from dataclasses import dataclass
 
 import torch
 
 from . import labs as registry
 from .cards import Block, Card, show, strip_of_answers
 from .exercise import Exercise, Lab, Prediction
+from .history import is_right, read_sure, standing
 from .records import Calibration, Records, default_paths, merge, open_notebook, read_notebook
 from .runner import Examination, examine
 
 _MISSING = object()
+_SAID = 500     # characters of a diagnosis that a record keeps
+_PAGE = Block("quiet", "`export_progress()`, from lora_lab.course, makes a page of it.")
 
 
 def student_seed() -> int:
@@ -71,7 +73,7 @@ class Guess:
             show(Card("predict", f"The run says {outcome}", [Block("text", text)] if text else []))
             return
         outcome = _outcome(self.prediction, outcome)
-        right = None if self.value is None else _is_right(self.prediction, self.value, outcome)
+        right = None if self.value is None else is_right(self.prediction, self.value, outcome)
         record = _records().add("reveal", prediction=self.prediction.id, value=self.value, outcome=outcome, right=right)
         said, says = (_with_text(self.prediction, v) for v in (self.value, outcome))
         said += _how_sure(self.sure)
@@ -108,6 +110,7 @@ def check(id, student=_MISSING, *more) -> Verdict:
         "check", exercise=exercise.id, passed=result.passed, status=result.status,
         checks=[result.passed_cases, result.total],
         diagnosis=result.diagnosis.key if result.diagnosis else None,
+        **({"said": result.diagnosis.text[:_SAID]} if result.diagnosis else {}),  # the mistake in words, for the learner's own history
         seconds=round(sum(e.answers.seconds for e in result.evidence), 3),
     )
     show(_check_card(result), record)
@@ -176,7 +179,7 @@ def predict(id, value=..., sure=None) -> Guess:
     if value is not ...:
         value, trouble = _read_guess(prediction, value)
         if not trouble:
-            sure, trouble = _read_sure(sure)
+            sure, trouble = read_sure(sure)
     if value is ... or trouble:
         blocks.append(Block("mark", f"{trouble + ' ' if trouble else ''}Put your answer in place of the dots: "
                                     f"{_how_to_answer(prediction)}"))
@@ -206,7 +209,7 @@ def calibration() -> None:
     Of each prediction the last answer before its first outcome counts, if it said how sure: `predict("3.A", "b", sure=0.7)`.
     """
     records = _all_records()
-    standings = [_standing(prediction, records) for lab in registry.labs().values() for prediction in lab.predictions]
+    standings = [standing(prediction, records) for lab in registry.labs().values() for prediction in lab.predictions]
     decided = [s for s in standings if s.state in ("right", "wrong")]
     found = Calibration(tuple((s.sure, s.state == "right") for s in decided if s.sure is not None))
     silent = len(decided) - found.count
@@ -245,7 +248,7 @@ def progress(lab=None, all: bool = False, notebook=None) -> None:
         show(summaries[0].card(), record)
     else:
         rows = [("lab", "points", "exercises passed", "predictions right"), *(s.row() for s in summaries)]
-        show(Card("info", f"The course so far · {earned} of {_points(points)}", [Block("table", rows)]), record)
+        show(Card("info", f"The course so far · {earned} of {_points(points)}", [Block("table", rows), _PAGE]), record)
 
 
 # ---------------------------------------------------------------- cards
@@ -345,42 +348,17 @@ def _with_text(prediction: Prediction, value) -> str:
     return f"{number} {prediction.unit}".strip()
 
 
-@dataclass(frozen=True)
-class _Standing:
-    """What became of a prediction. state: "right", "wrong", "late" (the outcome came first), "waiting" (for its run), "open".
-    changed: there were answers that do not count."""
-
-    state: str
-    sure: float | None = None
-    changed: bool = False
-
-
-def _standing(prediction: Prediction, records: list[dict]) -> _Standing:
-    """Only the answer that stood before the first reveal counts, with the confidence that was stated with it."""
-    value, sure, changed = None, None, False
-    for record in records:
-        if record.get("prediction") != prediction.id:
-            continue
-        if record["kind"] == "predict":
-            changed = changed or value is not None
-            value, sure = record.get("value"), _read_sure(record.get("sure"))[0]
-        elif record["kind"] == "reveal":
-            if value is None:
-                return _Standing("late", changed=any(r["kind"] == "predict" and r.get("prediction") == prediction.id for r in records))
-            return _Standing("right" if _is_right(prediction, value, record.get("outcome")) else "wrong", sure, changed)
-    return _Standing("open") if value is None else _Standing("waiting", sure, changed)
-
-
 class _Summary:
     """What the records say about one lab."""
 
     def __init__(self, lab: Lab, records: list[dict]):
         self.lab, self.records = lab, records
-        self.passed = {r.get("exercise") for r in records if r["kind"] == "check" and r.get("passed") is True}
+        passed = [r.get("exercise") for r in records if r["kind"] == "check" and r.get("passed") is True]
+        self.passed = {e.id for e in lab.exercises if e.id in passed}  # a record that was edited by hand may hold anything
         self.earned = sum(e.points for e in lab.exercises if e.id in self.passed)
 
     def predicted(self, prediction: Prediction) -> str:
-        return _standing(prediction, self.records).state
+        return standing(prediction, self.records).state
 
     def row(self) -> tuple:
         right = sum(self.predicted(p) == "right" for p in self.lab.predictions)
@@ -402,6 +380,7 @@ class _Summary:
             blocks.append(Block("table", [("prediction", "outcome"), *(
                 (f"{p.id} · {_short(p.question)}", known[self.predicted(p)]) for p in self.lab.predictions)]))
         blocks.append(Block("quiet", "Exercises here are for learning; grading repeats the checks on new inputs."))
+        blocks.append(_PAGE)
         return Card("info", f"Lab {self.lab.label} · {self.lab.title} · {self.earned} of {_points(self.lab.points)}", blocks)
 
 
@@ -482,20 +461,6 @@ def _read_guess(prediction: Prediction, value) -> tuple:
     return (int(value) if float(value).is_integer() else float(value)), None
 
 
-def _read_sure(sure) -> tuple:
-    """(a share from 0 to 1 or None, None), or (None, what is wrong with it). Numbers above 1 are per cent."""
-    if sure is None:
-        return None, None
-    if isinstance(sure, str):
-        try:
-            sure = float(sure.strip().removesuffix("%")) / (100 if sure.strip().endswith("%") else 1)
-        except ValueError:
-            return None, f"sure={_repr(sure)} is not a number."
-    if isinstance(sure, bool) or not isinstance(sure, numbers.Real) or not 0 <= sure <= 100:
-        return None, f"sure={_repr(sure)}: say how sure you are from 0 to 1, or in per cent."
-    return float(sure if sure <= 1 else sure / 100), None
-
-
 def _how_sure(sure: float | None) -> str:
     return "" if sure is None else f" ({sure:.0%} sure)"
 
@@ -510,15 +475,6 @@ def _outcome(prediction: Prediction, outcome):
     if trouble:
         raise ValueError(f"prediction {prediction.id}: reveal was given an outcome that cannot be: {trouble}")
     return value
-
-
-def _is_right(prediction: Prediction, value, outcome) -> bool:
-    if prediction.options is not None:
-        return value == outcome
-    try:
-        return abs(value - outcome) <= prediction.tolerance * abs(outcome)
-    except TypeError:                      # a record that was edited by hand
-        return False
 
 
 # ---------------------------------------------------------------- records

@@ -93,13 +93,7 @@ class Records:
         except OSError as error:
             self.notice(f"The record of your progress, {path}, cannot be read ({error.strerror}).")
             return []
-        good, damaged = [], 0
-        for line in content.splitlines(keepends=True):
-            record = _parse(line)
-            if record is not None:
-                good.append(record)
-            elif line.strip():
-                damaged += 1
+        good, damaged = parse_lines(content.splitlines(keepends=True))
         if damaged:
             self._set_aside(path, good, damaged)
         return good
@@ -154,6 +148,18 @@ def read_notebook(path: Path | str) -> list[dict]:
     return [record for record in data if _is_record(record)]
 
 
+def parse_lines(lines: Iterable[bytes]) -> tuple[list[dict], int]:
+    """(the records of a file, how many of its lines are none); empty lines are neither."""
+    good, damaged = [], 0
+    for line in lines:
+        record = _parse(line)
+        if record is not None:
+            good.append(record)
+        elif line.strip():
+            damaged += 1
+    return good, damaged
+
+
 def merge(*groups: Iterable[dict]) -> list[dict]:
     """One list without duplicates, oldest first."""
     by_id = {record["id"]: record for group in groups for record in group}
@@ -201,21 +207,27 @@ class Calibration:
             return "under"
         return "unclear"
 
+    def parts(self) -> list[tuple[str, Calibration]]:
+        """(what was said, the answers that said it), without empty ones."""
+        bounds = (("under 60 %", 0.0, 0.6), ("60 to 79 %", 0.6, 0.8), ("80 to 94 %", 0.8, 0.95), ("95 % and more", 0.95, math.inf))
+        found = [(name, Calibration(tuple(answer for answer in self.answers if low <= answer[0] < high))) for name, low, high in bounds]
+        return [(name, part) for name, part in found if part.count]
+
     def groups(self) -> list[tuple[str, int, int]]:
         """(what was said, how many answers, how many of them right), without empty groups."""
-        bounds = (("under 60 %", 0.0, 0.6), ("60 to 79 %", 0.6, 0.8), ("80 to 94 %", 0.8, 0.95), ("95 % and more", 0.95, math.inf))
-        found = []
-        for name, low, high in bounds:
-            inside = [right for sure, right in self.answers if low <= sure < high]
-            if inside:
-                found.append((name, len(inside), sum(inside)))
-        return found
+        return [(name, part.count, part.right) for name, part in self.parts()]
+
+    def ordinary(self) -> tuple[int, int]:
+        """The fewest and the most right answers that are ordinary if every confidence is true: outside lie at most 5 % on each side."""
+        fewest = next(k for k in range(self.count + 1) if self.chance_of(0, k) > 0.05)
+        most = next(k for k in range(self.count, -1, -1) if self.chance_of(k, self.count) > 0.05)
+        return fewest, most
 
 
 def _parse(line: bytes) -> dict | None:
     try:
         record = json.loads(line.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if line.endswith(b"\n") and _is_record(record) else None
 

@@ -38,7 +38,7 @@ def check(id, student=None, *more, **named):
     return None
 
 
-hint = progress = calibration = check
+hint = progress = calibration = export_progress = check
 
 
 def use(id, student=None, *more, **named):

@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from datetime import datetime
 from html import escape
 
-from ..checks import _standing
 from ..exercise import Lab
+from ..history import standing
 
 STATUS = {
     "passed": "✓ passed", "failed": "✗ not yet", "time": "✗ ran too long", "not started": "○ not written", "missing": "○ not found",
@@ -212,7 +212,7 @@ def _tries(group: list[dict], exercise: str) -> str:
 
 def _state(prediction, records: list[dict]) -> str:
     try:
-        return _standing(prediction, sorted(records, key=lambda r: r["time"])).state
+        return standing(prediction, sorted(records, key=lambda r: r["time"])).state
     except Exception:  # a record that somebody wrote by hand
         return "open"
 

@@ -21,7 +21,7 @@ import symtable
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-LAB_CALLS = {"check", "use", "hint", "predict", "progress", "calibration"}
+LAB_CALLS = {"check", "use", "hint", "predict", "progress", "calibration", "export_progress"}
 RUN_BELOW = {"time", "capture", "prun"}  # cell magics whose body runs in the notebook's own namespace
 # IPython takes these for magics although they have no %, which its transformer leaves to the running kernel.
 _AUTOMAGIC = re.compile(r"^(pip|conda|mamba|ls|cd|pwd|cat|less|more|man)\b(?!\s*[=(.,\[:])")
