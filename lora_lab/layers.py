@@ -38,6 +38,7 @@ class LoRALayer(MergeableLayer):
     """
 
     stored_transposed = False  # whether the base keeps its weight as (in, out)
+    beyond_lora = ""  # what a layer computes with besides W0, A and B, so that a file of A and B would lose it
 
     def __init__(self, base_layer, shape_A, shape_B, r, alpha, dropout=0.0, rslora=False, adapter_dtype=None):
         check_settings(r, alpha, dropout, adapter_dtype)

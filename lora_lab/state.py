@@ -75,13 +75,19 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
     Factors, modules trained in full, trained biases; the frozen base is not among them. Merged or not makes no difference.
     The slices of a `LoRAFusedLinear` come as one block form: A (n r, in) and B (out, n r) with zero rows for the other slices.
-    Raises AdapterError if the model carries no LoRA layer.
+    Variants whose update is a product of two factors (VeRA, LoRA-XS, AdaLoRA) come as the LoRA that computes the same.
+    Raises AdapterError if the model carries no LoRA layer, or one that A and B do not say all of (DoRA, PiSSA, OLoRA).
     """
     model = _uncompiled(model)
     state = {}
     for name, layer in _adapted(model).items():
         if 0 in (layer.lora_A.numel(), layer.lora_B.numel()):
             raise AdapterError(f"the factors of {name!r} are empty. Sharded training leaves them so; gather the shards before saving")
+        if layer.beyond_lora:
+            raise AdapterError(
+                f"{name!r} is a {type(layer).__name__}, which computes with {layer.beyond_lora}; a file of A and B would lose that without a word. "
+                "Save the whole model after merge_and_unload(model), or its state_dict()"
+            )
         shape_A, shape_B = _shapes(layer.base_layer, layer.lora_A.shape[0])
         key_A, key_B = _keys(name, layer.base_layer)
         state[key_A] = layer.lora_A.detach().reshape(shape_A)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_lab import apply_lora, lora_layers, merge, remove_lora, unmerge
+from lora_lab import apply_lora, load_adapter, lora_layers, merge, remove_lora, save_adapter, unmerge
 from lora_lab.counting import method_parameters
 from lora_lab.train import train
 from lora_lab.zoo.variants import (
@@ -160,6 +160,25 @@ def test_taken_out_again_the_model_is_the_old_one(kind):
 def pefts(config, model=None):
     peft = pytest.importorskip("peft")
     return peft.get_peft_model(net() if model is None else model, config, autocast_adapter_dtype=False)
+
+
+@pytest.mark.parametrize("kind", [VeRALinear, LoRAXSLinear, AdaLoRALinear])
+@pytest.mark.parametrize("make", [net, conv1d_net], ids=["Linear", "Conv1D"])
+def test_saved_it_is_the_lora_that_computes_the_same(kind, make, tmp_path):
+    model = shake(variant(kind, make()))
+    save_adapter(model, tmp_path)
+    plain = load_adapter(make(), tmp_path)
+    assert {type(layer).__name__ for layer in lora_layers(plain).values()} <= {"LoRALinear", "LoRAConv1D"}
+    x = inputs()
+    torch.testing.assert_close(plain(x), model(x), **CLOSE)
+    assert (plain(x) - make()(x)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", [DoRALinear, PiSSALinear, OLoRALinear])
+def test_what_a_file_of_a_and_b_would_lose_is_refused(kind, tmp_path):
+    with pytest.raises(ValueError, match=f"'first' is a {kind.__name__}.*merge_and_unload"):
+        save_adapter(shake(variant(kind)), tmp_path / "adapter")
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_dora_is_pefts_forward_backward_and_merged():

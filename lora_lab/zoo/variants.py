@@ -92,6 +92,7 @@ class DoRALinear(Variant):
     """
 
     trained = ("lora_A", "lora_B", "magnitude")
+    beyond_lora = "magnitudes of its own"
 
     def __init__(self, base_layer, r, alpha, dropout=0.0, **options):
         if dropout:
@@ -262,6 +263,7 @@ class PiSSALinear(Variant):
     """
 
     from_weight = True
+    beyond_lora = "a frozen weight that is no longer the base's (`change()` is the update against that one)"
 
     def __init__(self, base_layer, r, alpha, **options):
         super().__init__(base_layer, r, alpha, **options)
