@@ -178,6 +178,42 @@ def test_printed_code_runs_or_stops_where_a_fresh_interpreter_would():
                     exec(text, space)
 
 
+def test_the_package_is_asked_again_where_it_is_installed():
+    package = pytest.importorskip("lora_pytorch")
+    from importlib.metadata import version
+
+    from lora_lab.claims.code import LORA_PYTORCH
+
+    if version("lora-pytorch") != LORA_PYTORCH["version"]:
+        pytest.skip("another version than the one on record")
+    classes = {name for name, value in vars(package).items() if inspect.isclass(value)}
+    asked = {*inspect.signature(package.LoRA.__init__).parameters, *inspect.signature(package.LoRA.from_module).parameters} - {"self"}
+    own = {name for name in vars(package.LoRA) if not name.startswith("_")}
+    assert classes == set(LORA_PYTORCH["exports"]) and asked == set(LORA_PYTORCH["arguments"]) and own == set(LORA_PYTORCH["attributes"])
+
+
+def test_the_score_without_a_baseline_is_sklearns():
+    from sklearn.metrics import f1_score
+
+    from lora_lab.claims.bench import upright
+
+    y = upright(0).test[1]
+    ours, other = court.trial("no-baseline")
+    assert ours.means["always yes"] == pytest.approx(f1_score(y != 0, torch.ones_like(y)))
+    assert other.means["always yes"] == pytest.approx(f1_score(y % 2 == 0, torch.ones_like(y)))
+
+
+def test_the_rank_correlation_is_kendalls():
+    from scipy.stats import kendalltau
+
+    from lora_lab.claims.comparisons import _agreement
+
+    dice = random.Random(0)
+    for _ in range(20):
+        one, other = (dice.sample(range(50), 5) for _ in range(2))
+        assert _agreement(one, other) == pytest.approx(kendalltau(one, other).statistic)
+
+
 # ---- pages and the command
 
 

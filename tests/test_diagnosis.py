@@ -218,6 +218,119 @@ HEALTHY = {
 }  # fmt: skip
 
 
+class Gate(Columns):
+    """The scaling is learned."""
+
+    def __init__(self, base):
+        super().__init__(base)
+        self.gate = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        return self.original(x) + self.gate * (x @ self.down @ self.up)
+
+
+class Pair(nn.Module):
+    """A and B in a module of their own beside the base, as a well-known book has them."""
+
+    def __init__(self, base, undivided=False):
+        super().__init__()
+        self.linear, self.lora, self.undivided = base, nn.Module(), undivided
+        self.lora.A, self.lora.B = nn.Parameter(torch.randn(base.in_features, 3) / 4), nn.Parameter(torch.zeros(3, base.out_features))
+        self.lora.r, self.lora.alpha = 3, 10
+
+    def forward(self, x):
+        return self.linear(x) + (10 if self.undivided else 10 / 3) * (x @ self.lora.A @ self.lora.B)
+
+
+class Attention(nn.Module):
+    """The factors lie among the four projections, and the module is no wrapper around one of them."""
+
+    def __init__(self, d=12, r=3):
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(d, d) for _ in range(4))
+        self.requires_grad_(False)
+        self.lora_A, self.lora_B = nn.Parameter(torch.randn(r, d) / 4), nn.Parameter(torch.zeros(d, r))
+
+    def forward(self, x):
+        q = self.q(x) + x @ self.lora_A.T @ self.lora_B.T
+        return self.out(F.scaled_dot_product_attention(q, self.k(x), self.v(x)))
+
+
+class Experts(nn.Module):
+    """One of the experts is never asked; in training a block is skipped by chance (layer drop)."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts, self.out = nn.ModuleList(nn.Linear(12, 12) for _ in range(3)), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = torch.where(x[:, :1] > 0, self.experts[0](x), self.experts[1](x))
+        return self.out(x if self.training and torch.rand(()) < 2 else F.relu(self.experts[2](x)))
+
+
+class Sampling(nn.Module):
+    """Random in eval mode by itself, as a variational autoencoder is."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return self.net(x + 0.01 * torch.randn_like(x))
+
+
+def variant(name):
+    from lora_lab.zoo import variants
+
+    return variants.add_variant(mlp(), getattr(variants, name), ["0", "3"], r=3, alpha=5)
+
+
+def with_lr(rate, scheduled=False):
+    model = ours()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], rate)
+    if scheduled:
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: k / 10)
+    return model, PAIR, {"optimizer": optimizer}
+
+
+def peft_other(kind, base, **settings):
+    import peft
+
+    model = peft.get_peft_model(base, getattr(peft, kind)(**settings))
+    return model
+
+
+UNUSUAL = {
+    "a scaling that is learned": lambda: (own(Gate, steps=20), PAIR, {"trained": True}),
+    "A and B in a module of their own": lambda: (own(Pair, steps=20), PAIR, {"trained": True, "base": mlp()}),
+    "factors among four projections": lambda: (trained(nn.Sequential(Attention(), nn.Linear(12, 5).requires_grad_(False)), PAIR), PAIR, {}),
+    "an expert that is not asked, a block that is skipped": lambda: (apply_lora(Experts(), 3, 5, r"experts\.\d"), PAIR, {}),
+    "a base that is random": lambda: (trained(ours(Sampling(), ["net.0", "net.3"]), PAIR).eval(), PAIR, {"trained": True}),
+    "warm-up at its first step": lambda: with_lr(0.1, scheduled=True),
+    "merged, and not yet in eval mode": lambda: (merged(trained(by_peft(gpt2()), TEXT)).train(), TEXT, {}),
+    "peft, PiSSA at its start": lambda: (by_peft(gpt2(), init_lora_weights="pissa"), TEXT, {"trained": False}),
+    "peft, OLoRA at its start, base known": lambda: (
+        by_peft(mlp(), init_lora_weights="olora", target_modules=["0", "3"]), PAIR, {"trained": False, "base": mlp()}),
+    "ours, PiSSA at its start": lambda: (variant("PiSSALinear"), PAIR, {"trained": False}),
+    "ours, PiSSA trained, base known": lambda: (trained(variant("PiSSALinear"), PAIR, 20), PAIR, {"trained": True, "base": mlp()}),
+    "peft, AdaLoRA": lambda: (peft_other("AdaLoraConfig", gpt2(), init_r=4, target_r=2, total_step=9, tinit=1, tfinal=1, target_modules=["c_attn"]), TEXT, {}),
+    "peft, LoHa": lambda: (peft_other("LoHaConfig", mlp(), r=2, target_modules=["0"]), PAIR, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_is_unusual_and_healthy_raises_no_alarm(name):
+    model, batch, known = UNUSUAL[name]()
+    found = diagnose(model, batch, **known)
+    assert found.causes == () and found.skipped == (), str(found)
+
+
+@pytest.mark.parametrize("name", ["DoRALinear", "LoRAXSLinear", "AdaLoRALinear"])
+def test_of_a_variant_it_says_only_what_its_file_would_lack(name):
+    found = diagnose(variant(name), PAIR, trained=False)
+    assert found.causes == ("not_saved",) and "state_dict" in found.problems[0].advice, str(found)
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_model_raises_no_alarm(name, tmp_path):
     model, batch = HEALTHY[name](tmp_path)
@@ -362,7 +475,69 @@ def half():
     return ours(mlp().half()), (PAIR[0].half(), PAIR[1]), {}
 
 
+class Cut(Columns):
+    """W0 x under no_grad, so that the layers in front learn through B A alone."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.original(x)
+        return y + 10 / 3 * (x @ self.down @ self.up)
+
+
+class Baseless(Columns):
+    def forward(self, x):
+        return 10 / 3 * (x @ self.down @ self.up)
+
+
+class BiasTwice(Columns):
+    def forward(self, x):
+        return super().forward(x) + self.original.bias
+
+
+class Random(Columns):
+    def forward(self, x):
+        return super().forward(x) + 0.01 * torch.randn(self.original.out_features)
+
+
+def one_file_twice():
+    model = trained(by_peft(gpt2()), TEXT)
+    model.add_adapter("copy", model.peft_config["default"])
+    values = model.state_dict()
+    model.load_state_dict({name: values[name.replace(".copy.", ".default.")] for name in values})
+    model.base_model.set_adapter(["default", "copy"])
+    return model.eval(), TEXT, {}
+
+
+def training_while_merged():
+    model = trained(by_peft(gpt2()), TEXT)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    return merged(model).train(), TEXT, {"optimizer": optimizer}
+
+
+def another_base_the_next_day():
+    model, torch_seed = own(Columns, steps=20), torch.get_rng_state()
+    other = _reset(own(Columns))
+    for k in (0, 3):
+        other[k].original.reset_parameters()
+    other.load_state_dict({n: p for n, p in model.state_dict().items() if "down" in n or "up" in n}, strict=False)
+    torch.set_rng_state(torch_seed)
+    return model.eval(), PAIR, {"reload": other.eval()}
+
+
 BROKEN = {
+    "W0 x under no_grad": ("no_gradient", lambda: (own(Cut), PAIR, {})),
+    "the base forgotten": ("formula", lambda: (own(Baseless), PAIR, {"trained": False})),
+    "the bias twice": ("formula", lambda: (own(BiasTwice), PAIR, {})),
+    "a layer that adds noise": ("dropout", lambda: (own(Random), PAIR, {})),
+    "alpha alone, in a module of its own": ("scaling", lambda: (own(Pair, undivided=True), PAIR, {})),
+    "one file under two names": ("merged_twice", one_file_twice),
+    "a typo in a rank pattern": ("target_missed", lambda: (by_peft(gpt2(), rank_pattern={"c_atn": 8}), TEXT, {})),
+    "all labels masked": ("not_finite", lambda: (by_peft(gpt2()), TEXT | {"labels": torch.full_like(IDS, -100)}, {})),
+    "a learning rate of 0": ("optimizer", lambda: with_lr(0.0)),
+    "a learning rate a hundred times too large": ("step_too_large", lambda: (ours(), PAIR, {"lr": 5.0})),
+    "training while merged": ("no_gradient", training_while_merged),
+    "frozen weights of another base": ("other_base", another_base_the_next_day),
+    "A and B on a fresh base, base known": ("starts_elsewhere", lambda: (apply_lora(_louder(mlp()), 3, 5, ["0"]), PAIR, {"trained": False, "base": mlp()})),
     "not divided by r": ("scaling", lambda: (own(Columns, kind="not divided"), PAIR, {})),
     "twice in forward": ("scaling", lambda: (own(Columns, kind="doubled"), PAIR, {})),
     "functional dropout": ("dropout", lambda: (own(Columns, kind="drops"), PAIR, {})),
@@ -394,6 +569,13 @@ BROKEN = {
     "peft on peft": ("nested", wrapped_again),
     "factors in float16": ("float16", half),
 }
+
+
+def _louder(model):
+    """Another head than the one in `base`, which no adapter stands on."""
+    with torch.no_grad():
+        model[5].weight *= 2
+    return model
 
 
 def _reset(model):

@@ -188,3 +188,12 @@ def test_without_keras_it_says_what_to_install(monkeypatch):
     spec = importlib.util.spec_from_file_location("lora_lab.zoo.keras_again", keras_lora.__file__)
     with pytest.raises(ImportError, match=r"pip install 'lora-lab\[keras\]'"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_a_tensor_of_tensorflow_has_no_squeeze():
+    """What claim no. 34 says of the printed line; the function that there is leaves one axis of (4, 1)."""
+    tf = pytest.importorskip("tensorflow")
+    product = tf.matmul(tf.ones((4, 3)), tf.ones((3, 1)))
+    with pytest.raises(AttributeError, match="squeeze"):
+        product.squeeze(-1)
+    assert tf.squeeze(product, -1).shape == (4,)

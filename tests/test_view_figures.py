@@ -315,3 +315,24 @@ def test_a_real_report_is_drawn():
     found = report(apply_lora(blocks, 2, 4))
     assert len(plot_report(found).axes) == 3
     assert len(plot_report(report(apply_lora(torch.nn.Sequential(torch.nn.Linear(5, 4)), 2, 4, ["0"]))).axes) == 3
+
+
+def test_ticks_of_percentages_say_where_they_stand():
+    """A tick at 2.5 % must not say 2 %."""
+    from lora_lab.view import plot_spread
+
+    figure = plot_spread({"one": [0.514], "other": [0.543]}, percent=True)
+    figure.canvas.draw()
+    axis = figure.axes[0].xaxis
+    for place, label in zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True):
+        assert float(label.get_text().rstrip("%")) == pytest.approx(100 * place, abs=0.005)  # four digits
+    assert "one seed" in figure.axes[0].get_xlabel()
+
+
+def test_a_long_title_stays_inside_a_small_table():
+    from lora_lab.view import plot_confusion
+
+    figure = plot_confusion([[1, 0], [2, 3]], title="New wordings: 33% right, and the rows are the truth", cell=0.6)
+    figure.canvas.draw()
+    (title,) = (text for text in figure.axes[0].texts + figure.axes[0].get_children() if "New wordings" in getattr(text, "get_text", str)())
+    assert title.get_window_extent().x1 <= figure.bbox.x1

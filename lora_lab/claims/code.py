@@ -106,6 +106,34 @@ def iterator(otherwise: bool) -> Finding:
     return _runs("iterator", otherwise)
 
 
+# What the package lora-pytorch offers, as version 0.2.0 was asked (the newest on PyPI; its wheel has this sha256). It is no dependency of this
+# lab: a test asks the package again wherever it is installed.
+LORA_PYTORCH = {
+    "version": "0.2.0",
+    "sha256": "cb0395d7413510a36b2e85bcf448e52f9eabd4af8da01ab7fb2c84c5d08a77e7",
+    "exports": ("LoRA",),
+    "arguments": ("module", "lora_module", "enabled", "rank", "is_root"),
+    "attributes": ("bias", "disable_lora", "enable_lora", "forward", "from_module", "merge_lora", "parameters", "remove_lora", "weight"),
+}
+IN_PRINT = {"exports": ("LoRa",), "arguments": ("r", "alpha", "lora_alpha", "bias"), "attributes": ("low_rank_weights", "update_weights")}
+IN_FACT = {"exports": ("LoRA",), "arguments": ("module", "rank"), "attributes": ("from_module", "merge_lora", "remove_lora")}
+
+
+def package(otherwise: bool) -> Finding:
+    """The share of the names that articles use of the package lora_pytorch that the package has. Otherwise: the names that its readme uses."""
+    used = [(kind, name) for kind, names in (IN_FACT if otherwise else IN_PRINT).items() for name in names]
+    there = [name in LORA_PYTORCH[kind] for kind, name in used]
+    return Finding({"names that are there": [sum(there) / len(there)]}, 0.99, "above", "share of the names that the package has")
+
+
+def squeeze(otherwise: bool) -> Finding:
+    """Axes of a product (4, 3) (3, 1) after .squeeze(-1), as numpy and torch understand it. Otherwise: without the squeeze."""
+    product = torch.ones(4, 3) @ torch.ones(3, 1)
+    axes = (product if otherwise else product.squeeze(-1)).ndim
+    return Finding({"(4, 3) times (3, 1)": [float(axes)]}, 1.5, "above", "axes of the result", "" if otherwise else
+                   "In TensorFlow itself the line stops: a tf.Tensor has no attribute squeeze.")  # fmt: skip
+
+
 def cube(otherwise: bool) -> Finding:
     """Numbers in a "LoRA weight" of shape (rank, dim, dim), relative to the dense layer. Otherwise: A (r, in) and B (out, r)."""
     dim, rank = 768, 32

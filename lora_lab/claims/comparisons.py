@@ -6,15 +6,18 @@ from functools import cache
 
 import torch
 
-from ..adapt import apply_lora, lora_disabled, remove_lora
+from ..adapt import apply_lora, lora_disabled, lora_layers, remove_lora
 from ..counting import conv_parameters, count_parameters
 from ..data import sherlock_holmes
 from ..layers import LoRAConv2d
 from ..presets import meta_model
 from ..train import train
+from .bench import SEEDS, accuracy, adapted, pretrained, tuned, turned, upright
 from .court import Finding
+from .training import noisy
 
 SECRETS = ("7291", "4086")
+RANKS = (1, 2, 4, 8)
 
 
 def conv(otherwise: bool) -> Finding:
@@ -29,6 +32,49 @@ def seven_b(otherwise: bool) -> Finding:
     targets, r = (["q_proj", "v_proj"], 8) if otherwise else (["q_proj", "k_proj", "v_proj", "o_proj"], 16)
     count = count_parameters(apply_lora(meta_model("llama-7b"), r=r, alpha=r, target_modules=targets)).trainable
     return Finding({f"{len(targets)} matrices, r = {r}": [count / 4.19e6]}, 1.01, "below", "numbers, relative to 4.19 M", f"{count:,}.")
+
+
+def _agreement(one, other) -> float:
+    """Kendall's rank correlation: 1 where two lists put everything into the same order, -1 where one is the other upside down."""
+    pairs = [(i, j) for i in range(len(one)) for j in range(i)]
+    return sum(((one[i] > one[j]) - (one[i] < one[j])) * ((other[i] > other[j]) - (other[i] < other[j])) for i, j in pairs) / len(pairs)
+
+
+def compression(otherwise: bool) -> Finding:
+    """Whether the compression ratio puts adapters of r = 1, 2, 4, 8 into the order of their quality: accuracy on turned digits. Otherwise: a change
+    of rank 1, learned from noisy examples, where every direction beyond the first learns noise."""
+    agreement = []
+    for seed in SEEDS:
+        ratios = [64 * 10 / (r * (64 + 10)) for r in RANKS]
+        quality = [-noisy(seed, (2.0,), r) if otherwise else accuracy(adapted(seed, r=r), turned(seed).test) for r in RANKS]
+        agreement.append(_agreement(ratios, quality))
+    return Finding({"r = 1, 2, 4, 8": agreement}, 0, "above", "rank correlation of compression ratio and quality")
+
+
+def _directions(delta: torch.Tensor) -> int:
+    """How many singular directions hold 99 % of an update's energy."""
+    energy = torch.linalg.svdvals(delta.detach().double()).square()
+    return int((energy.cumsum(0) < 0.99 * energy.sum()).sum()) + 1
+
+
+def interpretable(otherwise: bool) -> Finding:
+    """Directions in which 99 % of an update's energy lies, LoRA's (r = 4) over full fine-tuning's. Otherwise: the rival may use one direction."""
+    compared = []
+    for seed in SEEDS:
+        mine = lora_layers(adapted(seed))["0"].delta_weight()
+        if otherwise:
+            rival = lora_layers(adapted(seed, r=1))["0"].delta_weight()
+        else:
+            rival = tuned(pretrained(seed), turned(seed).train)[0].weight - pretrained(seed)[0].weight
+        compared.append(_directions(mine) / _directions(rival))
+    return Finding({"r = 4, digits": compared}, 1, "above", "directions to look at, relative to full fine-tuning")
+
+
+def no_baseline(otherwise: bool) -> Finding:
+    """The F1 score of answering yes to everything. The task: is this digit not a 0? Otherwise: is it even, with about as many yes as no?"""
+    y = upright(0).test[1]
+    yes = float((y % 2 == 0 if otherwise else y != 0).float().mean())
+    return Finding({"always yes": [2 * yes / (1 + yes)]}, 0.897, "below", "F1 of a classifier that reads nothing")  # precision p, recall 1
 
 
 @cache

@@ -48,7 +48,7 @@ def overfit(otherwise: bool) -> Finding:
     return Finding({f"{count} labels drawn by lot, r = {r}": learned}, 0.5, "below", "accuracy on the labels it was trained on", note)
 
 
-def _noisy(seed: int, spectrum, r: int) -> float:
+def noisy(seed: int, spectrum, r: int) -> float:
     """The error of a student of rank r on the true map, after training on 48 noisy examples of it: mean square, relative to the change."""
     teacher = Teacher(spectrum, inputs=48, seed=seed)
     torch.manual_seed(1000 + seed)
@@ -64,7 +64,7 @@ def rank_law(otherwise: bool) -> Finding:
     spectra = {"a change of rank 2": (2.0, 1.5), "a change of rank 16": (1.5,) * 16}
     if otherwise:
         spectra.pop("a change of rank 2")
-    measured = {name: [_noisy(seed, values, 16) / _noisy(seed, values, 2) for seed in SEEDS] for name, values in spectra.items()}
+    measured = {name: [noisy(seed, values, 16) / noisy(seed, values, 2) for seed in SEEDS] for name, values in spectra.items()}
     return Finding(measured, 0.95, "below", "error at r = 16, relative to r = 2")
 
 

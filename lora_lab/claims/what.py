@@ -74,6 +74,23 @@ def from_input(otherwise: bool) -> Finding:
     return Finding({"x → B A x": apart}, 1e-3, "above", "distance from linear, relative")
 
 
+def of_attention(otherwise: bool) -> Finding:
+    """The share of its loss that LoRA removes in a network that has no attention. Otherwise: LoRA may adapt attention's matrices alone."""
+    removed, note = [], ""
+    for seed in SEEDS:
+        model = pretrained(seed)
+        if otherwise:
+            try:
+                apply_lora(model, r=4, alpha=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+            except ValueError as nothing_to_adapt:
+                removed.append(0.0)
+                note = str(nothing_to_adapt).partition(";")[0].partition("\n")[0]
+                continue
+        seen = learn(apply(model, 4, seed), turned(seed).train, 100, 0.15)
+        removed.append(1 - seen[-1] / seen[0])
+    return Finding({"a layer 64 → 10, no attention": removed}, 0.5, "below", "share of the loss that LoRA removes", note)
+
+
 def shared(otherwise: bool) -> Finding:
     """Different A tensors per adapted layer. Otherwise: VeRA's one A for all layers."""
     torch.manual_seed(0)

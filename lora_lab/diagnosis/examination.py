@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +36,14 @@ from .probes import (
     is_zero,
     modes,
     output,
+    relative,
     reload_parity,
     seed,
     step0_identity,
     true_loss,
     try_steps,
     untouched,
+    without_delta,
 )
 from .trials import Trial, try_layer
 
@@ -153,7 +157,7 @@ def diagnose(
     lr         20 steps with it are tried on this batch, on copies, beside 20 with a tenth of it
     reload     the model as it was loaded from what was saved, or a function that loads it; or what was saved, a dict of tensors
 
-    The cost: four forward passes and a backward pass, a copy of one layer of each kind; with lr 40 more passes of both.
+    The cost: some forward passes and a backward pass, a copy of one layer of each kind; with lr 40 more passes of both.
 
     >>> from lora_lab import apply_lora
     >>> model = apply_lora(nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)), r=2, alpha=4)
@@ -177,10 +181,15 @@ class _Examination:
         self.identity: Identity | None = None
         self.gradients: Gradients | None = None
         self.inputs: dict[int, tuple] = {}
+        self.order: list[int] = []  # ids of adapted layers and their bases, as they were called
         self.factor: dict[int, float] = {}  # of the update, as a layer computes it; by id of the layer
 
     def run(self) -> Diagnosis:
         if not self.found:
+            other = {str(getattr(config, "peft_type", "")).rpartition(".")[2] for config in peft_settings(self.model).values()} - {"LORA", ""}
+            if other:
+                self.note("no_effect", f"peft calls this adapter {_some(sorted(other))}; only LoRA is examined here")
+                return self.done()
             self.note("no_effect", "no adapter was found in this model: it computes as any model without LoRA does",
                       "If you expected one, it was never put in, was merged and unloaded, or is of a make that is not recognised here")  # fmt: skip
             return self.done()
@@ -236,6 +245,11 @@ class _Examination:
                     self.problem("target_missed", f"target_modules names {_some(map(repr, silent))}, which matched no layer; "
                                  f"{len(set(hit))} of {every} linear layers carry an adapter",
                                  "Compare with the names that model.named_modules() gives; peft says nothing as long as another entry matches")  # fmt: skip
+            for pattern in ("rank_pattern", "alpha_pattern"):
+                idle = [k for k in getattr(config, pattern, None) or () if hit and not any(re.match(rf"(.*\.)?({k})$", n) for n in hit)]
+                if idle:
+                    self.problem("target_missed", f"{pattern} names {_some(map(repr, idle))}, which matched no adapted layer: there r and alpha are "
+                                 "those of all others", "A key is the end of a layer's whole name, after a dot, or a regular expression for it")  # fmt: skip
         chosen = any(getattr(c, "layers_to_transform", None) is not None for c in settings.values())
         bases = {id(a.layer) for a in self.found} | {id(m) for a in self.found for m in a.layer.modules()}
         for kind in dict.fromkeys(map(family, names)):
@@ -263,6 +277,12 @@ class _Examination:
             if dead and alive:
                 other = _some(sorted({a.adapter or a.name for a in alive}))
                 self.problem("inactive", f"the active adapter's ΔW is 0, and {other}, which is not active, has one", "peft: model.set_adapter(name)")
+        twins = [a.name for a, b in combinations(self.used, 2)
+                 if a.layer is b.layer and a.A.shape == b.A.shape and not is_zero(a) and torch.equal(a.A, b.A) and torch.equal(a.B, b.B)]  # fmt: skip
+        if twins:
+            names = " and ".join(repr(key) for key in dict.fromkeys(a.adapter for a in self.used if a.name == twins[0]))
+            self.problem("merged_twice", f"two active adapters ({names}) have the same A and B in {_some(twins)}: their ΔW is added twice",
+                         "One file was loaded under two names: set_adapter() with one of them")  # fmt: skip
         zero = [a for a in self.used if not bool(a.A.any()) and not bool(a.B.any())]
         if zero:
             self.problem("both_zero", f"A and B are both 0 in {_some(a.name for a in zero)}: each one's gradient is proportional to the other, so both stay 0",
@@ -302,7 +322,7 @@ class _Examination:
     def calls(self):
         """Run once in eval mode, note each adapted layer's input, and see which were never called."""
         layers = {id(a.layer): a for a in self.used}
-        order: list[int] = []
+        order = self.order
         bases = {id(a.base) for a in self.used}
 
         def listen(module, args, kwargs=None):
@@ -337,7 +357,7 @@ class _Examination:
             return
         kinds: dict[tuple, list[Adapter]] = {}
         for a in self.used:
-            if a.plain and id(a.layer) in self.inputs and sum(b.layer is a.layer for b in self.used) == 1 and a.base.weight.is_floating_point():
+            if a.plain and a.wraps and id(a.layer) in self.inputs and sum(b.layer is a.layer for b in self.used) == 1 and a.base.weight.is_floating_point():
                 key = (type(a.layer), type(a.base), a.base_shape, a.A.shape, a.scaling, a.alpha, a.merged, a.base.weight.dtype)
                 kinds.setdefault(key, []).append(a)
         for same in kinds.values():
@@ -358,6 +378,10 @@ class _Examination:
         factor, rest, turned, random_output = trial.factor, trial.rest, trial.turned, trial.random
         for x in same:
             self.factor[id(x.layer)] = factor if rest < 0.05 else math.nan
+        if a.make == "own" and trial.base_apart > (1e-3 if trial.exact else 0.1):
+            self.problem("formula", f"{where}: with B = 0 the layer differs from its base by {trial.base_apart:.2g} (relative)",
+                         "W0 x and b belong into the sum once each: without B A x the layer is its base")  # fmt: skip
+            return
         if random_output:
             self.problem("dropout", f"{where}: in eval mode the same input gives other outputs each time",
                          "F.dropout(x, p) drops in eval mode, too: nn.Dropout, or F.dropout(x, p, training=self.training)")  # fmt: skip
@@ -375,6 +399,13 @@ class _Examination:
             self.problem("formula", f"{where}: what the layer adds to W0 x is not a multiple of B A x (part unexplained: {rest:.0%})",
                          "There is no activation and no bias between A and B; look at the order and at the shapes")  # fmt: skip
             return
+        first = next((k for k, i in enumerate(self.order) if i == id(a.layer)), 0)
+        before = {id(x.layer) for x in self.used} & set(self.order[:first]) - {id(a.layer)}
+        moved, said = trial.slopes
+        if abs(moved - said) > 1e-6 * max(abs(moved), abs(said)) and (before or len(same) > 1):
+            self.problem("no_gradient", f"{where}: the gradient that comes back to the layer's input is not that of its output ({said:.3g} along a "
+                         f"direction in which the output moves by {moved:.3g}), so that adapters in front of it learn something else",
+                         "Frozen means requires_grad=False; no_grad() or detach() around W0 x cuts the way back")  # fmt: skip
         self._scaling(a, factor, where)
         if trial.merged is not None:
             self._merging(a, trial, where)
@@ -413,7 +444,9 @@ class _Examination:
         self.lines.append(str(identity))
         rates = dropouts(self.model)
         awake = [n for n, m in rates.items() if m.training]
-        if identity.spread > 1e-6 and not self.has("dropout"):
+        if identity.spread > 1e-6 and not self.has("dropout") and self._random_without():
+            self.note("dropout", f"in eval mode two calls differ by {identity.spread:.2g} (relative), without ΔW as well: the base itself is random")
+        elif identity.spread > 1e-6 and not self.has("dropout"):
             self.problem("dropout", f"all modules in eval mode, and two calls differ by {identity.spread:.2g} (relative)",
                          "A dropout that does not look at self.training, or another source of chance in the forward pass")  # fmt: skip
         elif awake and not self.model.training:
@@ -429,23 +462,67 @@ class _Examination:
                              "Compare the names in the file with the model's: load_state_dict(strict=False) says nothing when no name fits")  # fmt: skip
             elif self.trained is None:
                 self.note("no_effect", "ΔW is exactly 0 everywhere, as at step 0. After training or loading that would be a problem (say trained=True)")
-        if bare and not identity.fresh and not self.has("no_effect", "never_called", "inactive", "both_zero"):
+        if bare and not identity.fresh and all(a.plain for a in self.used) and not self.has("no_effect", "never_called", "inactive", "both_zero"):
             self.problem("no_effect", "ΔW is not 0, and the output is the same with and without it",
                          "Is the model that you run the one that carries the adapter?")  # fmt: skip
-        if self.trained is False and not identity.fresh:
+        if self.trained is False and self.base is not None and not self.has("formula", "dropout") and not any(a.merged for a in self.used):
+            self._beside_the_base(identity)
+        elif self.trained is False and not identity.fresh and not self._starts_in_the_base():
             self.problem("starts_elsewhere", f"this adapter is fresh, and changes the output by {identity.effect:.2g} (relative) before the first step",
                          "One of the factors must begin at 0: B of a linear layer, A of an embedding")  # fmt: skip
+
+    def _random_without(self) -> bool:
+        """Whether the model is random in eval mode with ΔW switched off, too."""
+        with modes(self.model, False), torch.no_grad(), without_delta(self.model, self.found):
+            seed(0)
+            one = output(self.model, self.batch)
+            seed(1)
+            return relative(one, output(self.model, self.batch)) > 1e-6
+
+    def _starts_in_the_base(self) -> bool:
+        """PiSSA and its like put the strongest part of W0 into B A and take it out of the weight: ΔW is not 0, and the sum is W0."""
+        kinds = {str(getattr(config, "init_lora_weights", True)).lower() for config in peft_settings(self.model).values()}
+        return any(a.start_in_base for a in self.used) or bool(kinds - {"true", "false", "gaussian", "orthogonal"})
+
+    def _beside_the_base(self, identity: Identity):
+        """A fresh adapter, and its base is here: both compute the same, wherever A and B begin."""
+        with untouched(self.base), modes(self.model, False), modes(self.base, False), torch.no_grad():
+            seed(0)
+            mine = output(self.model, self.batch)
+            seed(0)
+            apart = relative(mine, output(self.base, self.batch))
+        low = any(a.base.weight.dtype in (torch.bfloat16, torch.float16) for a in self.found)
+        if apart > (0.05 if low else 1e-3) and identity.spread <= 1e-6:
+            self.problem("starts_elsewhere", f"this adapter is fresh, and the output differs from the base's by {apart:.2g} (relative) before the first step",
+                         "One of the factors must begin at 0: B of a linear layer, A of an embedding" if not identity.fresh else
+                         "ΔW is 0, so it is the base: other weights, or a part of it that computes something else")  # fmt: skip
 
     def backward(self):
         """What gets a gradient."""
         merged = [a for a in self.used if a.merged]
-        if merged or not any(p.requires_grad for a in self.used for p in (a.A, a.B)):
+        if not any(p.requires_grad for a in self.used for p in (a.A, a.B)):
             return
-        report = self.gradients = gradient_report(self.model, self.batch, self.loss)
+        if merged:
+            if self.model.training and all(a.merged for a in self.used):
+                say = self.problem if self.optimizer is not None else self.note
+                say("no_gradient", "training mode while ΔW is merged: the forward pass reads the weight alone, and A and B get no gradient",
+                    "Unmerge to train on; eval() to use it")  # fmt: skip
+            return
+        called: set[int] = set()
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, args: called.add(id(module)))
+        try:
+            report = self.gradients = gradient_report(self.model, self.batch, self.loss)
+        finally:
+            handle.remove()
         self.lines.append(str(report))
+        if not math.isfinite(report.loss) and not self.has("not_finite"):
+            self.problem("not_finite", f"the outputs are finite, and the loss is {report.loss}",
+                         "Look at the labels: are all of them masked (-100) in this batch, or is one out of range?")  # fmt: skip
+            return
         state = report.state
         names = {id(p): n for n, p in self.model.named_parameters(remove_duplicate=False)}
-        lost = [a for a in self.used if "none" in (state.get(names.get(id(a.A))), state.get(names.get(id(a.B))))]
+        # What one pass skips (an expert that nobody asked for, a block that layer drop left out) gets no gradient in that pass.
+        lost = [a for a in self.used if id(a.layer) in called and "none" in (state.get(names.get(id(a.A))), state.get(names.get(id(a.B))))]
         if lost and report.checkpointed:
             self.problem("checkpointing", f"gradient checkpointing is on and its inputs need no gradient: {len(lost)} adapters get none "
                          f"({_some(a.name for a in lost)})",
@@ -459,8 +536,8 @@ class _Examination:
             if idle:
                 self.problem("no_gradient", f"{_some(a.name for a in idle)}: called, but no gradient comes back",
                              "Look for detach(), .data or no_grad in this layer or behind it")  # fmt: skip
-        still = [a for a in self.used if {state.get(names.get(id(a.A))), state.get(names.get(id(a.B)))} == {"zero"}]
-        if still and not self.has("both_zero", "no_effect"):
+        still = [a for a in self.used if a.plain and {state.get(names.get(id(a.A))), state.get(names.get(id(a.B)))} == {"zero"}]
+        if still and not self.has("both_zero", "no_effect", "no_gradient", "formula"):
             text = f"A and B get a gradient of exactly 0 in {_some(a.name for a in still)}"
             if len(still) == len(self.used):
                 self.problem("no_gradient", text, "A scaling of 0, a dead ReLU behind it, or a loss that does not depend on these layers")
@@ -469,8 +546,8 @@ class _Examination:
 
     def training(self):
         """What trains besides the factors, and whether the factors do."""
-        trains = [a for a in self.used if a.A.requires_grad or a.B.requires_grad]
-        if self.used and not trains:
+        own = {id(p) for a in self.used for p in (a.A, a.B)} | _of_variants(self.used)
+        if self.used and not any(p.requires_grad for p in self.model.parameters() if id(p) in own):
             if self.model.training:
                 self.problem("nothing_trains", "training mode, and no factor requires a gradient",
                              "Freeze the base before the adapters go in, not after; peft: from_pretrained(..., is_trainable=True)")  # fmt: skip
@@ -480,9 +557,10 @@ class _Examination:
         base_weights = {id(a.base.weight): a.name for a in self.used}
         factors = {id(p) for a in self.found for p in (a.A, a.B)}
         meant = {id(p) for _, m in saved_modules(self.model) for p in m.parameters()} | _declared_biases(self.model) | _of_variants(self.used)
-        elsewhere = {n: p for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in factors | meant}
+        idle = self.gradients.idle if self.gradients is not None else ()
+        elsewhere = {n: p for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in factors | meant and n not in idle}
         open_bases = [base_weights[id(p)] for p in elsewhere.values() if id(p) in base_weights]
-        rest = sum(p.numel() for p in self.model.parameters() if id(p) not in factors | meant)
+        rest = sum(p.numel() for _, p in self.model.named_parameters() if id(p) not in factors | meant)
         share = sum(p.numel() for p in elsewhere.values()) / max(rest, 1)
         if open_bases or share > 0.5:
             count = sum(p.numel() for p in elsewhere.values())
@@ -497,6 +575,8 @@ class _Examination:
         plain = [a for a in self.used if a.plain and not is_zero(a) and a.scaling != 0 and a.base.weight.is_floating_point()]
         if not plain:
             return
+        if self._starts_in_the_base():
+            return  # the weight has given a part of itself to B A, and what ΔW is against W0 can't be read off the two
         originals = _weights_of(self.base) if self.base is not None else None
         counts, errors = [], []
         for a in plain:
@@ -563,6 +643,14 @@ class _Examination:
                          "Make the optimizer after the adapters are in, from [p for p in model.parameters() if p.requires_grad]")  # fmt: skip
         elif others:
             self.problem("optimizer", f"the optimizer does not hold {_some(others)}, which should train")
+        else:
+            still = {id(p): group for group in self.optimizer.param_groups if float(group["lr"]) == 0 for p in group["params"]}
+            stuck = [n for n, p in factors.items() if id(p) in still]
+            if stuck:
+                scheduled = all("initial_lr" in still[id(factors[n])] for n in stuck)  # what a scheduler leaves in the groups that it steers
+                (self.note if scheduled else self.problem)(
+                    "optimizer", f"the learning rate of {len(stuck)} of {len(factors)} factors is 0: {_some(stuck)}",
+                    "A warm-up begins so, and a schedule ends so" if scheduled else "Give their group an lr")  # fmt: skip
 
     def files(self):
         """What would a file hold? Only peft's and ours are known; of a dict that was saved the names are compared."""
@@ -590,7 +678,9 @@ class _Examination:
         else:
             return
         if lost and not self.has("base_trains"):
+            variants = _of_variants(self.found)
             self.problem("not_saved", f"these train, and saving the adapter would leave them out: {_some(lost)}",
+                         "An adapter file holds A and B: keep the model's state_dict()" if all(id(trained[n]) in variants for n in lost) else
                          "Name them in modules_to_save when the adapter is put in")  # fmt: skip
         self._fresh_head(trained)
 
@@ -621,7 +711,7 @@ class _Examination:
             return
         self.lines.append(f"loss {start:.3g}; after 20 steps on this batch with lr {rate:g}: {full:.3g}, with {rate / 10:g}: {tenth:.3g}")
         # On one batch, gone over twenty times, a rate that suits the model is ahead of a tenth of it.
-        if tenth < start and not full <= 1.2 * tenth + 0.1:
+        if (tenth < start and not full <= 1.2 * tenth + 0.1) or not max(full, tenth) <= 10 * start + 1:
             a = max(self.used, key=lambda a: a.r)
             scale = "" if a.scaling is None else f" (r={a.r}, scaling={a.scaling:.3g}: a step moves ΔW by about lr · scaling · r · |A|)"
             self.problem("step_too_large", f"20 steps with lr {rate:g} move the loss from {start:.3g} to {full:.3g}, "
@@ -662,13 +752,16 @@ class _Examination:
         other_tensors = [n for n in parity.tensors if id(names[n]) not in inside]
         factors = [n for n in parity.tensors if n in factors_of(self.model)]
         bases = [n for n in parity.tensors if id(names[n]) in {id(a.base.weight) for a in self.found}]
-        if factors:
+        elsewhere = [n for n in bases if not names[n].requires_grad]
+        if elsewhere and (not factors or len(factors) < len(factors_of(self.model))):
+            self.problem("other_base", f"{seen}; frozen weights of the base are others: {_some(elsewhere)}", "Load the adapter onto the base it was trained on")
+        elif factors:
             self.problem("no_effect", f"{seen}; other factors: {_some(factors)}", "The file is another run's, or was written before the last step")
         elif other_tensors:
             self.problem("not_saved", f"{seen}; the factors arrived, but these are others: {_some(other_tensors)}",
                          "They were not saved: a fresh head or a trained norm belongs into modules_to_save")  # fmt: skip
         elif bases:
-            self.problem("other_base", f"{seen}; other base weights: {_some(bases)}", "Load the adapter onto the base it was trained on")
+            self.problem("not_saved", f"{seen}; base weights that trained are others: {_some(bases)}", "Freeze the base, or save all of it")
         else:
             scalings = [n for n in shared if mine[n].scaling != theirs[n].scaling]
             self.problem("scaling" if scalings else "not_saved", f"{seen}, and the tensors that both have are equal"
@@ -690,8 +783,8 @@ def _declared_biases(model: nn.Module) -> set[int]:
 
 
 def _of_variants(found: list[Adapter]) -> set[int]:
-    """ids of what else an adapter layer of peft trains: DoRA's magnitudes, a bias of B."""
-    return {id(p) for a in found if a.make == "peft" for n, p in a.layer.named_parameters() if "base_layer" not in n}
+    """ids of what else an adapter layer of peft or of this lab trains: DoRA's magnitudes, VeRA's vectors, a bias of B."""
+    return {id(p) for a in found if a.make != "own" for n, p in a.layer.named_parameters() if "base_layer" not in n}
 
 
 def _declares_frozen(model: nn.Module) -> Iterator[bool]:

@@ -23,6 +23,7 @@ PAIRS = (
     ("lora_a", "lora_b"), ("a", "b"), ("lora_down", "lora_up"), ("down", "up"), ("adapter_a", "adapter_b"), ("w_a", "w_b"),
     ("matrix_a", "matrix_b"), ("lora_a_weight", "lora_b_weight"), ("a_matrix", "b_matrix"),
 )  # fmt: skip
+APART = (*PAIRS, ("in_proj", "out_proj"))  # ... and where the two have a module to themselves, so that nothing else can be meant
 NUMBERS = {"r": ("r", "rank", "lora_r", "lora_rank"), "alpha": ("alpha", "lora_alpha", "_alpha"), "scaling": ("scaling", "scale")}
 
 
@@ -48,6 +49,8 @@ class Adapter:
     active: bool
     plain: bool  # y = W0 x + b + scaling B A x, and not DoRA or another variant
     adapter: str = ""  # peft's name for it
+    wraps: bool = True  # nothing else in the layer has parameters (a gate, other projections), so that its output can be tried against the formula
+    start_in_base: bool = False  # begins with a part of W0 in B A (PiSSA, OLoRA)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
@@ -88,15 +91,15 @@ def _ours(name: str, module: nn.Module) -> Iterator[Adapter]:
     if isinstance(module, LoRALayer):
         yield Adapter(
             name, "lora_lab", module, module.base_layer, module.lora_A, module.lora_B, module.r, module.alpha, module.scaling,
-            module.merged, not module.disabled, True,
+            module.merged, not module.disabled, set(module._parameters) == {"lora_A", "lora_B"}, start_in_base=getattr(module, "from_weight", False),
         )  # fmt: skip
 
 
 def _of_peft(name: str, module: nn.Module) -> Iterator[Adapter]:
     """peft's LoRA layers, known by what they keep, so that peft need not be imported."""
     scaling = getattr(module, "scaling", None)
-    if not (isinstance(scaling, dict) and hasattr(module, "get_base_layer") and hasattr(module, "active_adapters")):
-        return
+    if not (isinstance(scaling, dict) and hasattr(module, "get_base_layer") and hasattr(module, "active_adapters") and hasattr(module, "lora_A")):
+        return  # of peft's other methods some have a scaling, too
     base = module.get_base_layer()
     if not isinstance(getattr(base, "weight", None), Tensor):
         return
@@ -104,7 +107,7 @@ def _of_peft(name: str, module: nn.Module) -> Iterator[Adapter]:
         for key in factors_A:
             A, B = (f[key] if isinstance(f[key], nn.Parameter) else f[key].weight for f in (factors_A, factors_B))
             active = key in module.active_adapters and not module.disable_adapters
-            plain = key not in getattr(module, "lora_variant", {}) and not getattr(module, "use_dora", {}).get(key, False)
+            plain = not hasattr(module, "lora_E") and key not in getattr(module, "lora_variant", {}) and not getattr(module, "use_dora", {}).get(key, False)
             yield Adapter(
                 name, "peft", module, base, A, B, module.r[key], module.lora_alpha[key], scaling[key], key in module.merged_adapters, active, plain, key,
             )  # fmt: skip
@@ -112,6 +115,9 @@ def _of_peft(name: str, module: nn.Module) -> Iterator[Adapter]:
 
 def _own(name: str, module: nn.Module) -> Iterator[Adapter]:
     matrices = {key.lower(): p for key, p in module._parameters.items() if p is not None and p.ndim == 2}
+    inside = [m for m in module.children() if set(map(str.lower, m._parameters)) in map(set, APART) and len(list(m.parameters())) == 2]
+    if len(inside) == 1:  # the pair in a module of its own, beside the base: self.linear, self.lora
+        matrices |= {key.lower(): p for key, p in inside[0]._parameters.items() if p is not None and p.ndim == 2}
     for key, child in module._modules.items():
         children = list(child.children()) if isinstance(child, (nn.ModuleDict, nn.ModuleList)) and len(child) == 1 else [child]
         weight = children[0]._parameters.get("weight") if children and isinstance(children[0], nn.Linear) else None
@@ -122,7 +128,7 @@ def _own(name: str, module: nn.Module) -> Iterator[Adapter]:
     bases = [module, *module.children()]
     if "original_module" in module._modules:
         bases = [module.original_module, *bases]
-    for first, second in PAIRS:
+    for first, second in APART if inside else PAIRS:
         if first not in matrices or second not in matrices:
             continue
         A, B = matrices[first], matrices[second]
@@ -131,12 +137,15 @@ def _own(name: str, module: nn.Module) -> Iterator[Adapter]:
             if weight is None or weight is A or weight is B or weight.ndim != 2 or not _fit(A, B, weight):
                 continue
             r = next(r for r in (*A.shape, 0) if r in B.shape and _fit(A, B, weight, r))
-            given = {what: _number(module, names) for what, names in NUMBERS.items()}
+            given = {what: next((n for m in (module, *inside) if (n := _number(m, names)) is not None), None) for what, names in NUMBERS.items()}
+            known = {id(p) for p in (A, B, *base._parameters.values())}
+            alone = all(id(p) in known for p in module.parameters())
             alpha, scaling = given["alpha"], given["scaling"]
             if scaling is None and alpha is not None:
                 scaling = alpha / (given["r"] or r)
             yield Adapter(
-                name, "own", module, base, A, B, r, alpha, scaling, bool(getattr(module, "merged", False)), not getattr(module, "disabled", False), True
+                name, "own", module, base, A, B, r, alpha, scaling, bool(getattr(module, "merged", False)), not getattr(module, "disabled", False), True,
+                wraps=alone,
             )  # fmt: skip
             return
 

@@ -40,6 +40,8 @@ class Gradients:
     elsewhere: tuple[str, ...]
     connected: bool
     checkpointed: bool  # torch said that a checkpoint's inputs need no gradient
+    loss: float = 0.0
+    idle: tuple[str, ...] = ()  # of elsewhere, those that no gradient reached
 
     def __str__(self) -> str:
         counts = {state: list(self.state.values()).count(state) for state in ("moves", "zero", "none", "frozen")}
@@ -101,7 +103,8 @@ def gradient_report(model: nn.Module, batch, loss: Callable | None = None) -> Gr
         for name, p in factors.items():
             norms[name] = 0.0 if p.grad is None else float(p.grad.norm())
             state[name] = "frozen" if not p.requires_grad else "none" if not connected or p.grad is None else "moves" if norms[name] else "zero"
-    return Gradients(state, norms, elsewhere, connected, checkpointed)
+        idle = tuple(n for n in elsewhere if trained[n].grad is None)
+    return Gradients(state, norms, elsewhere, connected, checkpointed, float(value.detach()), idle)
 
 
 def reload_parity(model: nn.Module, batch, reload: Callable[[], nn.Module] | nn.Module) -> Parity:
@@ -210,8 +213,9 @@ def without_delta(model: nn.Module, found: list[Adapter]) -> Iterator[None]:
     for a in found:
         if a.make == "lora_lab" and ours_merged:
             continue
-        if not a.plain and hasattr(a.layer, "_disable_adapters") and not a.merged:
-            asides.append((a.layer, a.layer._disable_adapters))
+        switch = "disabled" if a.make == "lora_lab" else "_disable_adapters"
+        if not a.plain and hasattr(a.layer, switch) and not a.merged:
+            asides.append((a.layer, switch, getattr(a.layer, switch)))
         elif a.merged and a.plain and a.make == "peft":
             weight = a.base.weight
             delta = a.to_base_layout(a.delta()) * a.scaling
@@ -219,8 +223,8 @@ def without_delta(model: nn.Module, found: list[Adapter]) -> Iterator[None]:
         else:
             values[a.B] = torch.zeros_like(a.B)
     try:
-        for layer, _ in asides:
-            layer._disable_adapters = True
+        for layer, switch, _ in asides:
+            setattr(layer, switch, True)
         with swapped(values):
             if ours_merged:
                 with lora_disabled(model):
@@ -228,8 +232,8 @@ def without_delta(model: nn.Module, found: list[Adapter]) -> Iterator[None]:
             else:
                 yield
     finally:
-        for layer, before in asides:
-            layer._disable_adapters = before
+        for layer, switch, before in asides:
+            setattr(layer, switch, before)
 
 
 def seed(number: int) -> None:

@@ -20,7 +20,9 @@ ROWS = 64  # of a layer's input are enough to find a formula
 @dataclass
 class Trial:
     """What a copy of a layer did with random factors. factor: f in y = W0 x + f B A x; rest: share of the update that no factor explains;
-    merged: how many times the update is in the weight after merge(), twice: after two calls of it."""
+    merged: how many times the update is in the weight after merge(), twice: after two calls of it; exact: it ran in float64; base_apart: how far the
+    layer is from its base with B = 0, relative; slopes: by how much its output, weighed, moves along
+    a direction of its input: measured, and as autograd says."""
 
     factor: float
     rest: float
@@ -33,6 +35,9 @@ class Trial:
     twice: float | None = None
     merged_output: float | None = None
     counted_twice: bool = False
+    exact: bool = False
+    base_apart: float = 0.0
+    slopes: tuple[float, float] = (0.0, 0.0)
 
 
 def try_layer(a: Adapter, inputs: tuple) -> Trial | None:
@@ -62,6 +67,8 @@ def _try(a: Adapter, inputs: tuple, dtype: torch.dtype | None) -> Trial | None:
         return None
     x = _few(x, a)
     generator = torch.Generator().manual_seed(7)
+    if x.is_floating_point() and not bool(x.any()):  # a layer behind one that gives 0 sees nothing
+        x = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
     with torch.no_grad():
         for p in (twin.A, twin.B):
             p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) / math.sqrt(max(p.shape)))
@@ -84,14 +91,51 @@ def _try(a: Adapter, inputs: tuple, dtype: torch.dtype | None) -> Trial | None:
             return Trial(math.nan, math.nan, random=True)
         off, expected = run(zero=True), _update(twin, x)
         difference = y - off
-        trial = Trial(*_explain(difference, expected))
+        trial = Trial(*_explain(difference, expected), exact=dtype is not None)
+        trial.base_apart = _base_apart(twin, x, off)
         trial.silent = not bool(difference.any())
         if trial.rest > 0.05 and a.base_shape[0] == a.base_shape[1] and not trial.silent:
             _, rest = _explain(difference, _update(twin, x, turned=True))
             trial.turned = True if rest < 0.05 else None
+        if trial.exact and x.is_floating_point() and not trial.silent:
+            trial.slopes = _slopes(layer, x, more, generator)
         if trial.rest < 0.05 and not trial.silent:
             _try_merge(trial, twin, layer, run, y, off, trial.factor)
     return trial
+
+
+def _base_apart(a: Adapter, x: Tensor, off: Tensor) -> float:
+    """How far the layer's output with B = 0 is from what its base gives alone, relative to the larger of the two."""
+    y = F.linear(x, a.base.weight, getattr(a.base, "bias", None)) if a.base is a.layer else a.base(x)
+    if y.shape != off.shape:
+        return 0.0
+    return float((y - off).abs().max()) / max(float(y.abs().max()), float(off.abs().max()), 1e-300)
+
+
+def _slopes(layer: nn.Module, x: Tensor, more: tuple, generator: torch.Generator) -> tuple[float, float]:
+    """(<g, f(x + d) - f(x)>, <gradient of <g, f> at x, d>) for random d and g: equal, since f is affine.
+
+    In training mode, where a no_grad in the forward pass does its harm, and with one random state, so that a dropout drops the same.
+    """
+    modes = [(m, m.training) for m in layer.modules()]
+
+    def f(x):
+        torch.manual_seed(0)
+        y = layer(x, *more)
+        return y[0] if isinstance(y, tuple) else y
+
+    try:
+        for m, _ in modes:
+            m.training = True
+        with torch.enable_grad():
+            at = x.detach().clone().requires_grad_(True)
+            y = f(at)
+            g, d = (torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in (y, x))
+            (grad,) = torch.autograd.grad((g * y).sum(), at, allow_unused=True) if y.requires_grad else (None,)
+        return float((g * (f(x + d) - y.detach())).sum()), 0.0 if grad is None else float((grad * d).sum())
+    finally:
+        for m, training in modes:
+            m.training = training
 
 
 def _try_merge(trial: Trial, twin: Adapter, layer: nn.Module, run, y, off, factor: float) -> None:

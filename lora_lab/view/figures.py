@@ -5,6 +5,7 @@ Titles state the finding, so the caller writes them; labels stand at the lines, 
 
 import functools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -107,10 +108,10 @@ def plot_spread(
             colour, marker = COLOURS[row % len(COLOURS)], MARKERS[row % len(MARKERS)]
         else:
             colour, marker = (COLOURS[0], "o") if name == highlight else (MUTED, "o")
-        axes.plot([min(values), max(values)], [row, row], "-", color=colour, linewidth=1.2, zorder=2)
+        axes.plot([min(values), max(values)], [row, row], "-", color=colour, linewidth=1.2, zorder=2, clip_on=False)
         axes.plot(values, [row] * len(values), marker, color=colour, alpha=0.9 if name == highlight else 0.55,
-                  markeredgewidth=0, linestyle="", zorder=3)  # fmt: skip
-        axes.plot([mean, mean], [row - 0.26, row + 0.26], "-", color=colour, linewidth=3.2, solid_capstyle="round", zorder=4)
+                  markeredgewidth=0, linestyle="", zorder=3, clip_on=False)  # fmt: skip
+        axes.plot([mean, mean], [row - 0.26, row + 0.26], "-", color=colour, linewidth=3.2, solid_capstyle="round", zorder=4, clip_on=False)
         axes.annotate(form(mean), (mean, row - 0.26), (0, 3), textcoords="offset points", ha="center", va="bottom",
                       color=INK, fontweight="bold", fontsize="small")  # fmt: skip
     axes.set_yticks(range(len(groups)), list(groups))
@@ -123,10 +124,10 @@ def plot_spread(
         axes.set_xlim(*limits)
     axes.xaxis.set_major_locator(_few_ticks())
     if percent:
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
     seeds = {len(values) for values in groups.values()}
-    each = f"each dot one of {seeds.pop()} seeds" if len(seeds) == 1 else "each dot one seed"
-    axes.set(title=title, xlabel=f"{xlabel} ({each}; bar: mean)" if xlabel else f"{each}; bar: mean")
+    each = "one seed" if seeds == {1} else f"each dot one of {seeds.pop()} seeds; bar: mean" if len(seeds) == 1 else "each dot one seed; bar: mean"
+    axes.set(title=title, xlabel=f"{xlabel} ({each})" if xlabel else each)
     return figure
 
 
@@ -336,7 +337,7 @@ def plot_panels(
         every[0].set_xticks(list(xticks), [f"{tick:g}" for tick in xticks])
         every[0].minorticks_off()
     if percent:
-        every[0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        every[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
     for i, axes in enumerate(every[: len(panels)]):
         axes.set_xlabel(xlabel if i + columns >= len(panels) else "")
         axes.set_ylabel(ylabel if i % columns == 0 else "")
@@ -478,6 +479,7 @@ def plot_confusion(counts, names: Sequence | None = None, *, title: str = "", ce
                 axes.text(column, row, f"{count}", ha="center", va="center", color=INK if mistake else MUTED,
                           fontweight="bold" if mistake else "normal")  # fmt: skip
     names = list(range(k)) if names is None else list(names)
+    title = textwrap.fill(title, max(20, int(8 * (k * cell + 1.2))))  # some 8 bold letters an inch
     axes.set(xlim=(-0.5, k - 0.5), ylim=(k - 0.5, -0.5), aspect="equal", title=title, xlabel="answer", ylabel="true class")
     axes.set_xticks(range(k), names)
     axes.set_yticks(range(k), names)

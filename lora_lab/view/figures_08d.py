@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lora_lab.view.figures import _square, _styled
-from lora_lab.view.style import COLOURS, GRID, INK, MUTED, new_figure
+from lora_lab.view.style import COLOURS, GRID, INK, new_figure
 
 
 @_styled
@@ -30,7 +30,7 @@ def plot_shares(
         for c in range(len(columns)):
             best = table[r, c] == table[:, c].max() and len(rows) > 1
             axes.add_patch(_square(c, r, COLOURS[0], 0.6 * float(table[r, c])))
-            axes.text(c, r, f"{100 * table[r, c]:.0f}", ha="center", va="center", color=INK if best else MUTED, fontweight="bold" if best else "normal")
+            axes.text(c, r, f"{100 * table[r, c]:.0f}", ha="center", va="center", color=INK, fontweight="bold" if best else "normal")
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel=xlabel, ylabel=ylabel)
     figure.suptitle(title, x=0.008, ha="left", fontweight="bold", fontsize="large", color=INK)
     wide = cell[0] > 0.085 * longest  # inches that the longest name needs

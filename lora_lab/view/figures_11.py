@@ -69,5 +69,5 @@ def plot_trial(
 
 def _short(value: float) -> str:
     if value == 0 or abs(value) < 1e-12:
-        return "0"
+        return f"{value:.0e}" if value else "0"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

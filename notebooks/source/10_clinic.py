@@ -3,8 +3,9 @@
 #
 # <!-- lab:badges -->
 #
-# Most questions about LoRA are one question: why doesn't mine work? Thirteen adapters are waiting, each broken the way people break
-# them. You examine them with four probes, name the cause, and repair one yourself.
+# Most questions about LoRA are one: why doesn't mine work? Thirteen adapters are waiting, each broken the way people break them: ten small
+# digit classifiers, and K, L, M, which are GPT-2. Each has a **healthy twin**: same base, data and seed, done right. You examine them with
+# four probes, name causes, and repair.
 #
 # <!-- lab:opening -->
 
@@ -14,6 +15,8 @@ seed = 0
 device = "auto"
 
 # %%
+import copy
+import textwrap
 import warnings
 
 import torch
@@ -34,10 +37,6 @@ beds = {bed: admit(bed, seed, steps=4 if fast else 25) for bed in BEDS}
 for bed, visit in beds.items():
     print(f'{bed}  "{visit.complaint}"')
 curves = predict("10.A", ...)  # write "a", "b" or "c" instead of ...
-
-# %% [markdown]
-# Ten of them are small digit classifiers with home-made layers, adapted to digits lying on their side. K, L and M are GPT-2. Each has
-# a **healthy twin**: same base, data and seed, done right.
 
 # %%
 show(
@@ -223,6 +222,8 @@ for name, visit in {"the healthy twin": well, "bed B": beds["B"]}.items():
         k = times_counted(a.base.weight.detach(), W0, a.A.detach(), a.B.detach(), a.scaling)
         print(f"{name:17s} {a.name}: {k:.2f} times in the weight, and once beside it")
 print({name: round(score, 3) for name, score in beds["B"].scores.items()})
+best_curve = predict("10.C", ...)
+new_head = predict("10.D", ...)
 
 # %% [markdown]
 # **B** counts it twice.
@@ -230,10 +231,6 @@ print({name: round(score, 3) for name, score in beds["B"].scores.items()})
 # ## Probe 4 · The next day
 #
 # Does what was saved, loaded somewhere else, compute the same? Two owners swear that it should.
-
-# %%
-best_curve = predict("10.C", ...)
-new_head = predict("10.D", ...)
 
 # %%
 for bed in "GC":
@@ -249,15 +246,13 @@ new_head.reveal(
     "c" if day_after < 0.25 else "a" if day_after > 0.9 * day_before else "b",
     f"{day_before:.0%} before, {day_after:.0%} after: the head was made fresh, and another one stands there now.",
 )
+explodes = predict("10.E", ...)
 
 # %% [markdown]
 # ## alpha grows, and so does the step
 #
 # Adam's first step moves each entry of B by the learning rate, whatever the gradient. So $\Delta W$ moves by about $\text{lr} \cdot
 # \text{scaling} \cdot r \cdot |A|$: with alpha $= 2r$ the scaling stays, and the step grows with $r$.
-
-# %%
-explodes = predict("10.E", ...)
 
 # %%
 settings = {"r = 8, alpha = 16": (8, 16, 0.05), "r = 64, alpha = 128": (64, 128, 0.05)}
@@ -286,10 +281,15 @@ explodes.reveal(
 found = {bed: diagnose(visit.model, visit.batch, **visit.known) for bed, visit in beds.items()}
 for bed, result in found.items():
     what = result.problems[0]
-    print(f"{bed}  {what.cause:14s} {what.seen[:112]}")
+    print(textwrap.fill(f"{bed}  {what.cause:14s}  {what.seen}", 110, subsequent_indent=" " * 19))
 print(f"-  the healthy twin: {diagnose(well.model, well.batch, **well.known).causes or 'no problem found'}\n")
 for bed in "KLM":
     print(f"{bed}  nats a token:", {name: round(score, 2) for name, score in beds[bed].scores.items()})
+
+# Your own patient: put a model of yours here. What you hand over besides makes it see more: base, optimizer, lr, trained, reload.
+mine = apply_lora(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), r=4, alpha=8, target_modules=["0"])
+optimizer = torch.optim.AdamW([p for p in mine.parameters() if p.requires_grad], lr=1e-2)
+print("\nYours:", diagnose(mine, (x, y), optimizer=optimizer, trained=False), sep="\n")
 
 # %% tags=["hidden"]
 # What the prose says about single beds, and the thirteen causes, compared with the run.
@@ -371,11 +371,67 @@ check("10.5", fine_tune)
 fine_tune = use("10.5", fine_tune)
 print("today {:.0%}, tomorrow {:.0%}".format(*two_days(fine_tune)))
 
+# %% [markdown]
+# ## The sealed ward
+#
+# No curve, no complaint: an exported weight, the base $W_0$, and the file with $A$ and $B$. It should be $W_0 + \Delta W$. Name the cause,
+# and return the weight as it should be. Rounding leaves a few per cent of $\Delta W$ unexplained; another base, or a transpose, as much as
+# $\Delta W$ itself.
+
+# %% exercise="10.6"
+def discharge(W, W0, A, B, scaling):
+    """-> cause, repaired weight.
+
+    cause: "healthy", "no effect", "merged twice", "scaling" (B A went in without it), "transposed", or
+    "other base" (something else than these was added). Square: a transpose raises no error.
+
+    W, W0 (n, n), A (r, n), B (n, r)
+    """
+    ### BEGIN SOLUTION
+    delta = scaling * B @ A
+    k = times_counted(W, W0, A, B, scaling)
+    if (W - W0 - k * delta).norm() < 0.3 * delta.norm():
+        multiples = {"no effect": 0, "healthy": 1, "merged twice": 2, "scaling": 1 / scaling}
+        cause = min(multiples, key=lambda word: abs(multiples[word] - k))
+    elif (W - W0 - delta.T).norm() < 0.3 * delta.norm():
+        cause = "transposed"
+    else:
+        cause = "other base"
+    return cause, W0 + delta
+    ### END SOLUTION
+
+# %% check="10.6"
+check("10.6", discharge)
+
 # %%
-# Your own patient: put a model of yours here. What you hand over besides makes it see more: base, optimizer, lr, trained, reload.
-mine = apply_lora(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), r=4, alpha=8, target_modules=["0"])
-optimizer = torch.optim.AdamW([p for p in mine.parameters() if p.requires_grad], lr=1e-2)
-print(diagnose(mine, (x, y), optimizer=optimizer, trained=False))
+# Six of today's patients, by the weight with which they compute, whatever their layers say they are.
+discharge = use("10.6", discharge)
+
+
+def computes(layer):
+    """The weight (out, in) of whatever a linear layer does, its own B A included."""
+    with torch.no_grad():
+        eye = torch.eye(layer.base.weight.shape[1])
+        return (layer(eye) - layer(torch.zeros(1, len(eye)))).T
+
+
+merged_M = copy.deepcopy(beds["M"].model.transformer.h[0].attn.c_proj.eval())
+merged_M.merge()
+W0, file = base_model(seed).fc2.weight.detach(), well.model.fc2  # B and I had the healthy twin's A and B
+sealed = {bed: (beds[bed].model.fc2, W0, file if bed in "BI" else beds[bed].model.fc2) for bed in "BEGI"}
+sealed |= {"M": (merged_M, beds["M"].model.transformer.h[0].attn.c_proj.base.weight.T, merged_M), "-": (file, W0, file)}
+named = {}
+for bed, (layer, base, saved) in sealed.items():
+    factors = (saved.lora_A.detach(), saved.lora_B.detach(), saved.alpha / saved.r)
+    W = computes(layer)
+    named[bed], repaired = discharge(W, base, *factors)
+    k, chart = times_counted(W, base, *factors), BEDS.get(bed, "healthy")
+    print(f"{bed}  you say {named[bed]:13s} the chart said {chart:13s} k = {k:5.2f}, 1 / scaling = {1 / factors[2]:.2f}")
+
+# %% tags=["hidden"]
+# The six words are those of six patients that were made by doing it wrong.
+expected = {"B": "merged twice", "E": "scaling", "G": "other base", "I": "no effect", "M": "transposed", "-": "healthy"}
+assert named == expected, named
 
 # %% [markdown]
 # ## Summary

@@ -74,7 +74,7 @@ def trial(id, vote):
     show(
         plot_trial(
             ours.measured, other.measured, line=ours.line, holds=ours.holds,
-            xlabel=ours.what, title=textwrap.fill(f"“{claim.says}”", 80),
+            xlabel=ours.what, title=textwrap.fill(f"“{claim.says}”", 72),
         ),
         alt=f"{ours.what}: {numbers}. The claim would hold {ours.holds} {ours.line:g}.",
         caption=f"Other world: {claim.otherwise}. There the rule says {WORDS[said[1]]}.",

@@ -80,6 +80,27 @@ def fine_tune(model, targets, x, y, steps, lr):
 """
 
 
+_SEALED = """
+def discharge(W, W0, A, B, scaling):
+    D = scaling * B @ A
+    d = W - W0
+    k = float((d * D).sum() / (D * D).sum())
+    rest = float((d - k * D).norm() / D.norm())
+    turned = float((d - D.T).norm() / D.norm())
+    right = W0 + D
+    {rule}
+    return word, {repair}
+"""
+_WARD = {
+    "multiple": "({0: 'no effect', 1: 'healthy', 2: 'merged twice'}[round(k)] if abs(k - round(k)) < 0.2 else 'scaling')",
+    "else": "('transposed' if turned < 0.3 else 'other base')",
+}
+
+
+def _ward(rule: str = "word = {multiple} if rest < 0.3 else {else}", repair: str = "right") -> str:
+    return _SEALED.format(rule=rule.format(**_WARD), repair=repair)
+
+
 _EARLY = {"early": "optimizer = torch.optim.Adam(model.parameters(), lr)", "late": "pass"}
 _LORA_ONLY = {"saved": "{n: p.detach().clone() for n, p in model.named_parameters() if 'lora_' in n}"}
 
@@ -168,6 +189,26 @@ MUTANTS = {
         Mutant("the whole model saved", _tune(saved="{n: p.clone() for n, p in model.state_dict().items()}"), "saved_everything"),
         Mutant("everything thaws", _tune(head="model.requires_grad_(True)"), "base_trains"),
     ],
+    "10.6": [
+        Mutant("named, not repaired", _ward(repair="W"), "not_repaired"),
+        Mutant("back to the base", _ward(repair="W0"), "base_alone"),
+        Mutant("repaired without scaling", _ward(repair="W0 + B @ A"), "repair_unscaled"),
+        Mutant("merged again", _ward(repair="W + D"), "on_top"),
+        Mutant("from what was found", _ward(repair="W - (k - 1) * D if rest < 0.3 else right"), "repaired_from_W"),
+        Mutant("k alone", _ward("word = {{0: 'no effect', 1: 'healthy', 2: 'merged twice'}}.get(round(k), 'other base') if abs(k - 0.6) > 0.1 else 'scaling'"),
+               "rest_not_looked_at"),
+        Mutant("rounds k", _ward("word = {{0: 'no effect', 1: 'healthy', 2: 'merged twice'}}[round(k)] if rest < 0.3 else {else}"), "scaling_missed"),
+        Mutant("no such multiple", _ward("word = ({multiple} if abs(k - round(k)) < 0.2 else 'other base') if rest < 0.3 else {else}"),
+               "scaling_is_a_multiple"),
+        Mutant("forgets the transpose", _ward("word = {multiple} if rest < 0.3 else 'other base'"), "transpose_missed"),
+        Mutant("not less than once",
+               _ward("word = ('no effect' if k < 0.3 else 'scaling' if k < 0.8 else 'healthy') if rest < 0.3 else {else}"), "twice_missed"),
+        Mutant("to the last bit", _ward("word = 'healthy' if torch.equal(W, right) else 'no effect' if torch.equal(W, W0) else 'other base'"), "exact"),
+        Mutant("all well", _ward("word = 'healthy'"), "always_the_same"),
+        Mutant("other words", _ward("word = ({multiple} if rest < 0.3 else {else}).replace(' ', '_')"), "unknown_word"),
+        Mutant("the cause alone", _ward().replace("return word, right", "return word"), "no_repair"),
+        Mutant("the other way round", _ward().replace("return word, right", "return right, word"), "swapped"),
+    ],
 }
 
 ALTERNATIVES = {
@@ -202,5 +243,17 @@ ALTERNATIVES = {
         _tune(put="apply_lora(model, r=3, alpha=6, target_modules=targets, modules_to_save=['head'])", head="pass"),
         _tune(early="from lora_lab import LoRALinear", put="model.requires_grad_(False); "
               "[setattr(model, n, LoRALinear(getattr(model, n), 3, 6)) for n in targets]"),
+    ],
+    "10.6": [
+        _ward(),
+        "def discharge(W, W0, A, B, scaling):\n    U = B @ A\n    D = scaling * U\n"
+        "    known = {'healthy': D, 'no effect': 0 * D, 'merged twice': 2 * D, 'scaling': U, 'transposed': D.T}\n"
+        "    off = {word: float((W - W0 - part).norm()) for word, part in known.items()}\n    word = min(off, key=off.get)\n"
+        "    return (word if off[word] < 0.2 * float(D.norm()) else 'other base'), D.add(W0)\n",
+        "def discharge(W, W0, A, B, scaling):\n    D = scaling * B @ A\n    d = (W - W0).flatten()\n"
+        "    X = torch.stack([D.flatten(), D.T.flatten()], 1)\n    k, t = torch.linalg.lstsq(X, d[:, None]).solution.flatten().tolist()\n"
+        "    rest = (d - X @ torch.tensor([k, t], dtype=X.dtype)).norm() / D.norm()\n    if rest > 0.3:\n        word = 'other base'\n"
+        "    elif t > 0.5:\n        word = 'transposed'\n    elif k < 0.3:\n        word = 'no effect'\n    elif k > 1.5:\n        word = 'merged twice'\n"
+        "    else:\n        word = 'healthy' if k > 0.8 else 'scaling'\n    return word, W0 + D\n",
     ],
 }
