@@ -20,7 +20,7 @@ from .builder import answer_lines, notebook_text, sources
 # What a student needs, and nothing that was written for those who teach. Folders are copied whole but for SKIPPED.
 RELEASED = (
     "start.py", "pyproject.toml", "setup.py", "constraints.txt", "environment.yml", "binder", "LICENSE", "LICENSE-prose", "CITATION.cff",
-    "README.md", "docs/img", "docs/results.md", "data", "lora_lab",
+    "README.md", "docs/img", "docs/results.md", "docs/capstone.md", "data", "lora_lab",
 )  # fmt: skip
 WITHOUT = ("lora_lab/course/grading",)  # how marks are made; `lora-lab grade` belongs to the instructor's copy
 SKIPPED = ("__pycache__", ".ipynb_checkpoints", ".DS_Store", "*.egg-info", ".lora-lab", "*.pyc")

@@ -18,6 +18,7 @@ from lora_lab.view.figures_08d import plot_shares
 from lora_lab.view.figures_09 import plot_latency, plot_sites, plot_tradeoffs
 from lora_lab.view.figures_10 import plot_ward
 from lora_lab.view.figures_11 import plot_trial
+from lora_lab.view.figures_12 import plot_budgets, plot_race, plot_rank_choice, plot_rate_curves
 from lora_lab.view.figures_counting import plot_ledger, plot_steps
 from lora_lab.view.figures_finetune import plot_scores, plot_tokens
 from lora_lab.view.figures_gpt2 import plot_attention, plot_coverage, plot_fused, plot_heads
@@ -34,6 +35,7 @@ __all__ = [
     "ledger_explorer",
     "live_training",
     "plot_attention",
+    "plot_budgets",
     "plot_confusion",
     "plot_coverage",
     "plot_fused",
@@ -46,6 +48,9 @@ __all__ = [
     "plot_matrices",
     "plot_panels",
     "plot_photographs",
+    "plot_race",
+    "plot_rank_choice",
+    "plot_rate_curves",
     "plot_report",
     "plot_scores",
     "plot_shares",

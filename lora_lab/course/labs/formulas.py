@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -108,3 +109,37 @@ def first_match(found: Sequence, candidates: Mapping[str, Sequence], rtol: float
         if all(compare(f, v, rtol=rtol, atol=atol) is None for f, v in zip(found, values, strict=True))
     ]
     return matching[0] if len(matching) == 1 else None
+
+
+# An aspect of an answer: name of a choice -> (what is wrong with it, the choice). The first is right and has no text.
+Aspect = Mapping[str, tuple[str, object]]
+
+
+def slips(runs: Sequence[tuple], compute: Callable, aspects: Sequence[Aspect], most: int = 2, rtol: float = 1e-6) -> Diagnosis | None:
+    """The only way to make at most `most` slips that explains every run; None if there is none, or more than one of the fewest.
+
+    runs: pairs (inputs, found), found a list of arrays; compute(inputs, chosen) -> the arrays that an answer with these choices gives.
+    """
+    if any(f is None for _, found in runs for f in found):
+        return None
+    right = [next(iter(aspect)) for aspect in aspects]
+    for count in range(1, most + 1):
+        matches = []
+        for places in itertools.combinations(range(len(aspects)), count):
+            for keys in itertools.product(*([key for key in aspects[place] if key != right[place]] for place in places)):
+                names = list(right)
+                for place, key in zip(places, keys, strict=True):
+                    names[place] = key
+                chosen = [aspect[key][1] for aspect, key in zip(aspects, names, strict=True)]
+                if all(agrees(found, compute(inputs, chosen), rtol) for inputs, found in runs):
+                    matches.append([(key, aspects[place][key][0]) for place, key in zip(places, keys, strict=True)])
+        if matches:
+            if len(matches) > 1:
+                return None
+            return Diagnosis("_and_".join(key for key, _ in matches[0]), "; and ".join(text for _, text in matches[0]))
+    return None
+
+
+def agrees(found: Sequence, expected: Sequence, rtol: float) -> bool:
+    """Whether all arrays are the same, one by one; an expectation that is not finite agrees with nothing."""
+    return all(np.all(np.isfinite(e)) and compare(f, e, rtol=rtol) is None for f, e in zip(found, expected, strict=True))

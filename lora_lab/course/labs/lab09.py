@@ -6,46 +6,12 @@ et al. 2015 (arXiv 1503.02531). Oracles are numpy's; counts are counted on array
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-
 import numpy as np
 import torch
 
 from ..exercise import Case, Diagnosis, Evidence, Exercise, Lab, Prediction, compare
 from ..script import Script
-
-# An aspect of an answer: name of a choice -> (what is wrong with it, the choice). The first is right and has no text.
-Aspect = Mapping[str, tuple[str, object]]
-
-
-def slips(runs: Sequence[tuple], compute: Callable, aspects: Sequence[Aspect], most: int = 2, rtol: float = 1e-6) -> Diagnosis | None:
-    """The only way to make at most `most` slips that explains every run; None if there is none, or more than one of the fewest.
-
-    runs: pairs (inputs, found), found a list of arrays; compute(inputs, chosen) -> the arrays that an answer with these choices gives.
-    """
-    if any(f is None for _, found in runs for f in found):
-        return None
-    right = [next(iter(aspect)) for aspect in aspects]
-    for count in range(1, most + 1):
-        matches = []
-        for places in itertools.combinations(range(len(aspects)), count):
-            for keys in itertools.product(*([key for key in aspects[place] if key != right[place]] for place in places)):
-                names = list(right)
-                for place, key in zip(places, keys, strict=True):
-                    names[place] = key
-                chosen = [aspect[key][1] for aspect, key in zip(aspects, names, strict=True)]
-                if all(_agrees(found, compute(inputs, chosen), rtol) for inputs, found in runs):
-                    matches.append([(key, aspects[place][key][0]) for place, key in zip(places, keys, strict=True)])
-        if matches:
-            if len(matches) > 1:
-                return None
-            return Diagnosis("_and_".join(key for key, _ in matches[0]), "; and ".join(text for _, text in matches[0]))
-    return None
-
-
-def _agrees(found: Sequence, expected: Sequence, rtol: float) -> bool:
-    return all(np.all(np.isfinite(e)) and compare(f, e, rtol=rtol) is None for f, e in zip(found, expected, strict=True))
+from .formulas import agrees, slips
 
 
 def _not_transposed(evidence: list[Evidence]) -> Diagnosis | None:
@@ -434,15 +400,15 @@ def _diagnose_bits(evidence: list[Evidence]) -> Diagnosis | None:
         return None
     if not any(e.failure for e in evidence[:4]) and evidence[4].failure:
         return Diagnosis("zero_block", "a block of zeros has the scale 0, and 0 / 0 is NaN: divide by something that is never 0 there")
-    if all(_agrees(f, _asymmetric(i), 1e-6) for i, f in runs):
+    if all(agrees(f, _asymmetric(i), 1e-6) for i, f in runs):
         return Diagnosis(
             "zero_point", "that is asymmetric quantisation, whose codes count from a block's smallest weight; absmax has no such offset: 0 keeps code 0"
         )
     inverted = [(i, [c, 1 / s, r]) for i, (c, s, r) in runs if np.all(s != 0)]
-    if len(inverted) == 2 and all(_agrees(f, _bits(i), 1e-6) for i, f in inverted):
+    if len(inverted) == 2 and all(agrees(f, _bits(i), 1e-6) for i, f in inverted):
         return Diagnosis("scales_inverted", "the scales are upside down: w ≈ code * scale, so the scale is absmax / 7")
     for i, (c, s, r) in runs:
-        if _agrees([c - 8, s, r], _bits(i), 1e-6) or _agrees([c - 7, s, r], _bits(i), 1e-6):
+        if agrees([c - 8, s, r], _bits(i), 1e-6) or agrees([c - 7, s, r], _bits(i), 1e-6):
             return Diagnosis("shifted", "your codes begin at 0 or 1, as they are stored; asked are signed ones, -7 to 7")
     return slips(runs, _bits, _BITS_SLIPS)
 
