@@ -95,7 +95,8 @@ class Batches:
             raise ValueError(f"x and y hold the same number of samples, at least one; found {len(x)} and {len(y)}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; found {batch_size}")
-        self.x, self.y, self.batch_size, self.seed = x, y, min(batch_size, len(x)), seed
+        self.x, self.y, self.batch_size = x, y, min(batch_size, len(x))
+        self.seed = int(seed)  # a table's seed is an int64 of numpy, which overflows below
 
     @property
     def per_epoch(self) -> int:
