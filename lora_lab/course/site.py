@@ -33,6 +33,8 @@ PICTURES = (
      "What LoRA saves and what it does not.", "04"),
     ("volume_strip", "Ten handwritten digits at four volumes of one adapter, from leaning left over upright to falling over.",
      "One adapter of 66 numbers and its volume, from -1 to 2.", "00"),
+    ("race", "Accuracy beside LoRA's, a row for each of eleven variants, once at LoRA's learning rate and once each at its own: most end in the band of luck.",
+     "Eleven variants, one budget: who is best depends on who chose the learning rate.", "12"),
 )  # fmt: skip
 LARGEST_THUMBNAIL = 400_000  # characters of SVG; a heat map with images inside would make the first page heavy
 MOST_QUESTIONS = 10  # on the sheet of paper; a lab that is a series of votes has two dozen

@@ -377,6 +377,17 @@ good = [d.name for d in choices.differences() if d.decided and d.mean > 0 and d.
 placed.reveal("abc"[min(len(good), 2)], f"Better than r = 4 everywhere: {', '.join(good) or 'none'}.")
 
 # %% tags=["hidden"]
+# The README's picture. To make it anew: LORA_LAB_IMAGES=docs/img lora-lab run build/12_variants.ipynb
+import os
+from pathlib import Path
+
+from lora_lab.view import save_png
+
+if "LORA_LAB_IMAGES" in os.environ:
+    for theme, ending in [("light", ""), ("dark", "_dark")]:
+        path = Path(os.environ["LORA_LAB_IMAGES"]) / f"race{ending}.png"
+        save_png(plot_race(found, title="The same race twice"), path, theme, dpi=140)
+
 # The notebook's rules and the module's own say the same of these runs.
 from lora_lab.zoo.race import rank_for
 from lora_lab.zoo.ranks import ranks_by_energy as by_name
