@@ -8,7 +8,7 @@ from lora_lab.view.figures import _few_ticks, _label_lines, _styled
 from lora_lab.view.style import COLOURS, DASHES, INK, MARKERS, MUTED, new_figure
 
 # What was decided -> colour and mark.
-BETTER, WORSE, OPEN = (COLOURS[0], "^"), (COLOURS[1], "v"), (MUTED, "o")
+BETTER, WORSE, OPEN = (COLOURS[2], "^"), (COLOURS[1], "v"), (MUTED, "o")
 
 
 @_styled
@@ -25,6 +25,7 @@ def plot_race(found, *, title: str = "", width: float = 9.6):
     low, high = min([*spread, -1.0]) - 0.6, max([*spread, 1.0]) + 0.6
     figure = new_figure(width, 1.25 + 0.29 * len(names))
     figure.suptitle(title, x=0.008, ha="left", fontweight="bold", fontsize="large", color=INK)
+    figure.text(0.992, 0.982, "dots: seeds · bars: 95 %, each asked alone · grey: the twins' bars · triangles: decided after Holm", ha="right", va="top", color=MUTED, fontsize="small")
     panels = figure.subplots(1, 2, sharey=True, sharex=True)
     heads = (f"all at LoRA's rate, {found.chosen['LoRA']:.2g}", "each at its own best rate")
     for axes, fair, head in zip(panels, (False, True), heads, strict=True):

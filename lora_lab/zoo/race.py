@@ -389,7 +389,7 @@ class Race:
         )
 
     def _head(self) -> list[str]:
-        return ["", "r", "trained", "ms a step", "lr", "accuracy", "− LoRA, points", "p", "p, Holm"]
+        return ["", "r", "trained", "ms a step", "lr", "accuracy ± sd", "− LoRA ± 95 %, points", "p", "p, Holm"]
 
     def _cells(self, fair: bool) -> list[list[str]]:
         found, table = {d.name: d for d in self.differences(fair)}, self.fair if fair else self.unfair
@@ -399,7 +399,7 @@ class Race:
             scores, d = [100 * v for v in rows["test"]], found.get(name)
             lr = f"{float(rows['lr'].iloc[0]):.2g}" + (" edge!" if fair and name in self.edges else "")
             cells.append([
-                name, str(int(rows["r"].iloc[0])), f"{int(rows['trained'].iloc[0]):,}", f"{1000 * rows['step_seconds'].median():.2f}", lr,
+                name, str(int(rows["r"].iloc[0])), f"{int(rows['trained'].iloc[0]):,}", f"{1000 * rows['step_seconds'].min():.2f}", lr,
                 f"{mean(scores):.1f} ± {stdev(scores):.1f}", "" if d is None else _points(d), "" if d is None else _p(d.p),
                 "" if d is None or d.adjusted is None else _p(d.adjusted),
             ])  # fmt: skip

@@ -2,7 +2,7 @@
 # # 12 · Variants
 # <!-- lab:badges -->
 #
-# Eleven methods with names of their own, each a few lines away from LoRA. You write two of them, give all of them
+# Eleven methods with names of their own, each 1 to 25 new lines away from LoRA. You write two of them, give all of them
 # the same budget, and let them race. Then you find out how hard it is to say who won.
 #
 # <!-- lab:opening -->
@@ -35,8 +35,8 @@ show(
 # %% [markdown]
 # ## The smallest: scaling and training
 #
-# A variant is shown as the lines by which it differs from LoRA: − goes, + comes. All of them run; open the others, too.
-# These three compute what LoRA computes: the size of the steps, or who takes them, is another.
+# A variant is shown as the lines by which it differs from LoRA: − goes, + comes. All of them run. Open those that you have heard of;
+# the others can wait. These three keep LoRA's formula: rsLoRA multiplies $BA$ by another number, LoRA+ makes other steps with B, LoRA-FA trains only B.
 
 # %%
 show_diff(["rslora", "lora_plus", "lora_fa"])
@@ -45,11 +45,11 @@ step_0 = predict("12.A", ...)
 # %% [markdown]
 # ## Another layer
 #
-# DoRA gives each output a length and a direction, and trains both: $m$, one number for each row of
+# DoRA gives each output a length and a direction, and trains both. The lengths $m$, one number a row, stand in front:
 #
 # $$W' = m\,\frac{V}{\lVert V\rVert}, \qquad V = W_0 + \text{scaling}\cdot BA$$
 #
-# $\lVert V\rVert$: the norms of $V$'s rows. For autograd they are constants (the paper's section 4.3).
+# $\lVert V\rVert$: the norms of $V$'s rows. For autograd they are constants, which saves memory (the paper's section 4.3).
 
 # %% exercise="12.1"
 def dora_weight(W0, A, B, m, scaling: float):
@@ -84,14 +84,14 @@ show_diff(["dora", "vera", "lora_xs", "adalora"])
 #
 # ## Another start
 #
-# PiSSA trains the strongest part of $W_0$ and freezes the rest. The layer will compute
-# residual + scaling · $BA$.
+# PiSSA trains the strongest part of $W_0$, that of its $r$ largest singular values, and freezes the rest. The layer will compute
+# (residual + scaling · $BA$) $x$.
 
 # %% exercise="12.2"
 def pissa_start(W0, r: int, scaling: float):
     """-> A (r, in), B (out, r), residual (out, in), so that step 0 computes with W0.
 
-    scaling * B A is W0's best part of rank r; each row of A is as long as its column of B
+    scaling * B A is the part of W0 with its r largest singular values; each row of A is as long as its column of B
     """
     ### BEGIN SOLUTION
     U, S, Vh = torch.linalg.svd(W0, full_matrices=False)
@@ -106,13 +106,13 @@ check("12.2", pissa_start)
 # %%
 pissa_start = use("12.2", pissa_start)
 A, B, residual = pissa_start(W0, 4, 2.0)
-print(f"‖W0‖ {W0.norm():.2f} = residual {residual.norm():.2f} and strongest part {(2 * B @ A).norm():.2f} (squares add up)")
+print(f"‖W0‖² = ‖residual‖² + ‖strongest part‖²: {W0.norm():.2f}² = {residual.norm():.2f}² + {(2 * B @ A).norm():.2f}²")
 show_diff(["pissa", "olora", "eva", "qlora"])  # the last has another base: W0 in 4 bits
 
 # %% [markdown]
 # ## All twelve, tried
 #
-# One layer of the network that will race, r = 4: step 0 beside $W_0 x$; then all that trains gets other numbers, and
+# One layer of the network that will race, r = 4: step 0 beside $W_0 x$; then noise is added to all that trains, and
 # the merged weight is compared with the layer.
 
 # %%
@@ -149,8 +149,8 @@ step_0.reveal(
 # %% [markdown]
 # ## A budget
 #
-# LoRA at r = 4 trains 512 numbers in this layer, LoRA-XS 16. Whoever compares them at equal *rank* compares budgets. So: equal
-# numbers, and each takes the rank it can pay for. Three layers of 64 × 64 and 1,536 numbers: which rank does VeRA get?
+# LoRA at r = 4 trains 512 numbers in this layer, LoRA-XS 16. Whoever compares them at equal *rank* compares budgets. So: at most
+# as many numbers, and each takes the rank it can pay for. Three layers of 64 × 64 and 1,536 numbers: which rank does VeRA get?
 
 # %%
 vera_rank = predict("12.B", ...)
@@ -159,8 +159,8 @@ vera_rank = predict("12.B", ...)
 def rank_for_budget(method: str, shapes: list, budget: int) -> int:
     """The largest r at which all layers together train at most `budget` numbers; 0 if r = 1 is too much.
 
-    method  "lora", "lora-fa", "dora", "adalora", "vera" (A, B frozen and shared) or "lora-xs"
-    shapes  [(out, in), ...], one for each adapted layer, not all alike; r is the same in all
+    method  "lora", "lora-fa", "dora", "adalora", "vera" (A, B frozen and shared) or "lora-xs"; what each trains: the diffs above
+    shapes  [(out, in), ...], one for each adapted layer, not all alike; r is the same in all, and may be larger than in and out
     """
     ### BEGIN SOLUTION
     n, outs, both = len(shapes), sum(o for o, i in shapes), sum(o + i for o, i in shapes)
@@ -183,16 +183,17 @@ print("  " + "   ".join(f"{name} {r}" for name, r in ranks.items()))
 r = ranks["VeRA"]
 vera_rank.reveal(
     "a" if r < 16 else "b" if r < 100 else "c",
-    f"r = {r}: a direction more costs one number a layer. A and B are drawn, not trained.",
+    f"r = {r}: a direction more costs one number a layer; A and B are drawn. B A has rank 64 at most, but {r} "
+    f"numbers d choose among more such matrices. The price: {r * 128:,} frozen numbers, and slower steps.",
 )
 
 # %% [markdown]
 # ## The race
 #
-# A small network reads upright digits and learns turned ones. All get the same data, steps and budget. Three more run along,
-# **twins**: LoRA under other names, with other dice.
+# A small network reads upright digits and learns turned ones, with the same data, steps and budget for all. Along run three
+# **twins**: LoRA under other names, with A and batches of their own.
 #
-# First everybody runs at the learning rate that is best *for LoRA*, then everybody at its own. Say how sure you are:
+# First everybody runs at the learning rate that is best *for LoRA*, then everybody at its own. How sure are you?
 # `predict("12.C", "a", sure=0.7)`.
 
 # %%
@@ -226,7 +227,7 @@ def who_beats_lora(scores: dict, limits) -> dict:
     """-> entrant -> "better", "worse" or "open" (can't be told from luck), LoRA itself left out.
 
     scores  name -> (n,), one score per seed, the same seeds for all; one of the names is "LoRA"
-    limits  limits[k]: the |t| that the largest of k must exceed, k counted from 1
+    limits  limits[k]: the |t| that the largest of k must exceed, k from 1. std with n - 1; LoRA is none of the k
     """
     ### BEGIN SOLUTION
     t = {}
@@ -276,6 +277,8 @@ at_loras, own = ({d.name: 100 * d.mean for d in found.differences(fair)} for fai
 moved = max(found.variants, key=lambda name: abs(own[name] - at_loras[name]))
 said.append(f"its own rate moves {moved} most: from {at_loras[moved]:+.1f} to {own[moved]:+.1f} points beside LoRA")
 print("\n".join(said))
+also = [f"{d.name} (p {d.p:.3f}, after Holm {d.adjusted:.2f})" for d in found.differences() if d.adjusted and d.p < 0.05 <= d.adjusted]
+print("at their own rates, who would have counted if asked alone:", ", ".join(also) or "nobody else")
 worse = [name for name, word in verdict["at LoRA's rate"].items() if word == "worse"]
 better = [name for name, word in verdict["at its own rate"].items() if word == "better"]
 unfair.reveal("a" if len(worse) < 2 else "b" if len(worse) < 6 else "c", f"Worse: {', '.join(worse) or 'nobody'}.")
@@ -307,7 +310,8 @@ def false_alarms(limits, seeds=10, races=300 if fast else 1000):
 
 alone, holm = false_alarms(limits(10)[[1] * 12]), false_alarms(limits(10))
 print(f"{len(VARIANTS)} entrants, no difference: somebody stands out in {alone:.0%} of races, with Holm's limits in {holm:.0%}")
-luck.reveal("a" if alone < 0.12 else "b" if alone < 0.45 else "c", f"{alone:.0%}, and {holm:.0%} with your rule.")
+luck.reveal("a" if alone < 0.12 else "b" if alone < 0.45 else "c",
+            f"{alone:.0%}, and {holm:.0%} with your rule. Not 1 − 0.95¹¹ = {1 - 0.95**11:.0%}: all are compared with one and the same LoRA.")
 
 
 short_run = {"seeds": (0, 1), "tuning_seeds": (100,), "rates": 3, "steps": QUICK["steps"]} if fast else {}
@@ -315,23 +319,25 @@ steps = short_run.get("steps", STEPS)
 race_seeds = found.fair["seed"].unique().tolist()
 scores = [run("LoRA", found.chosen["LoRA"], s, BUDGET * 3 // 4, steps)["test"] for s in race_seeds]
 at_r_3 = 100 * (sum(scores) - sum(found.scores("LoRA"))) / len(scores)
-print(f"DoRA, r = 3: {own['DoRA']:+.1f} points beside LoRA; LoRA itself at r = 3: {at_r_3:+.1f}")
+print(f"DoRA, r = 3: {own['DoRA']:+.1f} points beside LoRA; LoRA itself at r = 3, at its rate for r = 4: {at_r_3:+.1f}")
 
 # VeRA against LoRA again, tuned anew, with the numbers that LoRA has at other ranks.
 settings = short_run or {"seeds": range(6), "tuning_seeds": (100, 101)}
 budgets = {r: race(("LoRA", "VeRA"), budget=BUDGET * r // 4, **settings) for r in ([1, 4] if fast else [1, 2, 4, 8])}
-leads = {r: 100 * again.differences()[0].mean for r, again in budgets.items()}
+leads = {r: again.differences()[0] for r, again in budgets.items()}
 show(
     plot_budgets(budgets, title="VeRA beside LoRA, by what may be trained"),
-    alt="Test accuracy against the budget. VeRA less LoRA, in points: " + ", ".join(f"{d:+.1f} at r = {r}" for r, d in leads.items()),
+    alt="Test accuracy against the budget. VeRA less LoRA, in points: " + ", ".join(f"{100 * d.mean:+.1f} at r = {r}" for r, d in leads.items()),
 )
+for r, d in leads.items():
+    print(f"VeRA with the numbers of LoRA at r = {r}: {100 * d.mean:+.1f} ± {100 * d.half:.1f} points, tuned anew, {len(budgets[r].scores('LoRA'))} seeds")
 
 # %% [markdown]
-# Is the rank DoRA's whole reason? Another suspect: the `.detach()` of 12.1. And where would you take VeRA?
+# Rank is not DoRA's whole reason. Another suspect, tried in docs/results.md: the `.detach()` of 12.1. Where would you take VeRA?
 #
 # ## Which rank, and where?
 #
-# So far every layer had the same rank. A trained update tells where rank is needed: its singular values. Cut all layers *together*, and keep the
+# So far every layer had the same rank. A trained update's singular values may tell where rank is needed. Cut all layers *together*: keep the
 # fewest directions that hold a share of the sum of all $s^2$.
 
 # %% exercise="12.5"
@@ -360,8 +366,8 @@ for share in [0.5, 0.8, 0.9, 0.99]:
     print(f"{share:.0%} of the energy of three layers with r = 16: ranks {ranks_by_energy(spectra, share)}")
 
 # %% [markdown]
-# The numbers of r = 4, placed by others: by **energy** (train r = 16 and cut, or *afresh* with the ranks found) or by **AdaLoRA**, which prunes while
-# it trains. Controls: energy's ranks *reversed*, and r = 4 trained twice as long. A **search** asks how small one r may be.
+# At most the numbers of r = 4, but placed. **Energy** trains r = 16 and cuts; *afresh* begins again with energy's ranks. **AdaLoRA** starts with r = 5
+# and prunes. Controls: energy's ranks *reversed*, and r = 4 everywhere trained twice as long. A **search** asks for the smallest single r.
 
 # %%
 placed = predict("12.F", ...)
@@ -398,10 +404,14 @@ for is_fair, told in zip((False, True), verdict.values(), strict=True):
     assert told == {d.name: ("better" if d.mean > 0 else "worse") if d.decided else "open" for d in asked}
 for share in [0.5, 0.9]:
     assert ranks_by_energy(spectra, share) == list(by_name(dict(enumerate(spectra)), share).values())
+if not fast:  # the last column of the summary's table
+    own_rate = {name for name, word in verdict["at its own rate"].items() if word == "worse"}
+    assert better == ["VeRA"] and own_rate == {"DoRA", "AdaLoRA"} and leads[1].mean > leads[4].mean > leads[8].mean
 assert exact == 8 and largest < 1e-4  # float32 sums of 64 products of numbers near 1
 
 # %% [markdown]
-# *Afresh* was trained twice. What does plain r = 4 do with as many steps?
+# *Afresh* paid for two trainings: what does plain r = 4 do with as many steps? *Reversed* has the same numbers in the wrong layers: what does it
+# tell? AdaLoRA has the accuracy that it had in the race, and perhaps another word beside it: another draw of LoRA.
 
 # %%
 progress()
@@ -409,19 +419,19 @@ progress()
 # %% [markdown]
 # ## Summary
 #
-# - A variant is a few lines at one of five places.
-# - Equal numbers, own rates, seeds, twins, a correction: leave one out, and tuning or luck wins.
-# - One network, one task: nobody is ranked for good.
+# - A variant is 1 to 25 new lines, mostly at one of five places.
+# - A budget, own rates, seeds, twins, a correction: leave one out, and tuning or luck wins.
 #
-# **Where this shows up in practice**, as the authors promise:
+# **Where this shows up in practice**: what the authors promise, and this one network and task.
 #
-# | | |
-# |---|---|
-# | base too large | QLoRA |
-# | thousands of adapters | VeRA, LoRA-XS |
-# | activation memory | LoRA-FA |
-# | large r | rsLoRA |
-# | a quick start | PiSSA, OLoRA, EVA, LoRA+ |
-# | ranks by layer | AdaLoRA |
+# | if this hurts | | here |
+# |---|---|---|
+# | the base is too large | QLoRA | open; memory not measured |
+# | thousands of adapters | VeRA, LoRA-XS | VeRA ahead, with few numbers; slower |
+# | activation memory | LoRA-FA | open; memory not measured |
+# | large r | rsLoRA | open at r = 4; large r: lab 03 |
+# | slow start | PiSSA, OLoRA, EVA, LoRA+ | open; speed not measured |
+# | small r | DoRA | behind |
+# | ranks by layer | AdaLoRA | behind |
 #
 # First: LoRA with a tuned rate.

@@ -478,9 +478,9 @@ _MISCOUNTS: dict[str, dict[str, tuple[str, Callable]]] = {
         "magnitude_both": ("there is a magnitude for each output, none for the inputs", _all(lambda o, i, r: r * (o + i) + o + i)),
     },
     "adalora": {
-        "values_missing": ("λ is missing, r numbers in each layer", _RIGHT["lora"]),
+        "values_missing": ("E is missing (λ in the paper), r numbers in each layer", _RIGHT["lora"]),
         "values_square": ("Λ is diagonal: r numbers, not r²", _all(lambda o, i, r: r * (o + i) + r * r)),
-        "values_once": ("λ is there for each layer, not once for all", lambda shapes, r: made_arrays("lora", shapes, r) + r),
+        "values_once": ("E is there for each layer, not once for all", lambda shapes, r: made_arrays("lora", shapes, r) + r),
     },
     "vera": {
         "vera_shared_counted": (
@@ -602,7 +602,7 @@ RANK_FOR_BUDGET = Exercise(
     cases=tuple(
         Case(title, _budget_probe(method), _budget_judge(method))
         for method, title in zip(
-            BUDGETED, ("LoRA", "LoRA-FA", "DoRA, magnitudes included", "AdaLoRA, λ included", "VeRA, two vectors a layer", "LoRA-XS, r² a layer"), strict=True
+            BUDGETED, ("LoRA", "LoRA-FA", "DoRA, magnitudes included", "AdaLoRA, E included", "VeRA, two vectors a layer", "LoRA-XS, r² a layer"), strict=True
         )
     ),
     diagnose=_diagnose_budget,
