@@ -23,7 +23,7 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from ..adapt import TrainedCopy
+from ..adapt import TrainedCopy, lora_layers
 from ..layers import LoRALayer
 from ..state import lora_state_dict
 from .foreign import Adapter, adapter_coverage, adapters, family, peft_settings, saved_modules
@@ -671,16 +671,20 @@ class _Examination:
                         get_peft_model_state_dict(self.model, adapter_name=key, save_embedding_layers=False).values()}  # fmt: skip
             lost = [n for n, p in trained.items() if p.data_ptr() not in kept]
         elif any(a.make == "lora_lab" for a in self.found) and trained:
+            beyond = {n: layer.beyond_lora for n, layer in lora_layers(self.model).items() if layer.beyond_lora}
+            if beyond:
+                self.note("not_saved", f"save_adapter refuses {_some(list(beyond))}: there is {next(iter(beyond.values()))} beside A and B",
+                          "Keep the model's state_dict(), or merge_and_unload(model) and keep that")  # fmt: skip
+                return self._fresh_head(trained)
             saved = set(map(_bare, lora_state_dict(self.model)))
             copies = {id(p) for _, m in saved_modules(self.model) for p in m.parameters()} | _declared_biases(self.model)
             factors = {id(p) for a in self.found if a.make == "lora_lab" for p in (a.A, a.B)}
-            lost = [n for n, p in trained.items() if id(p) not in copies | factors and _bare(n) not in saved]
+            known = copies | factors | _of_variants(self.found)  # of a variant the product of what trains is saved
+            lost = [n for n, p in trained.items() if id(p) not in known and _bare(n) not in saved]
         else:
             return
         if lost and not self.has("base_trains"):
-            variants = _of_variants(self.found)
             self.problem("not_saved", f"these train, and saving the adapter would leave them out: {_some(lost)}",
-                         "An adapter file holds A and B: keep the model's state_dict()" if all(id(trained[n]) in variants for n in lost) else
                          "Name them in modules_to_save when the adapter is put in")  # fmt: skip
         self._fresh_head(trained)
 
