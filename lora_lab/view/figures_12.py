@@ -25,7 +25,8 @@ def plot_race(found, *, title: str = "", width: float = 9.6):
     low, high = min([*spread, -1.0]) - 0.6, max([*spread, 1.0]) + 0.6
     figure = new_figure(width, 1.25 + 0.29 * len(names))
     figure.suptitle(title, x=0.008, ha="left", fontweight="bold", fontsize="large", color=INK)
-    figure.text(0.992, 0.982, "dots: seeds · bars: 95 %, each asked alone · grey: the twins' bars · triangles: decided after Holm", ha="right", va="top", color=MUTED, fontsize="small")
+    legend = "dots: seeds · bars: 95 %, each asked alone · grey: the twins' bars · triangles: decided after Holm"
+    figure.text(0.992, 0.982, legend, ha="right", va="top", color=MUTED, fontsize="small")
     panels = figure.subplots(1, 2, sharey=True, sharex=True)
     heads = (f"all at LoRA's rate, {found.chosen['LoRA']:.2g}", "each at its own best rate")
     for axes, fair, head in zip(panels, (False, True), heads, strict=True):
