@@ -463,8 +463,31 @@ def test_the_report_states_what_the_runs_say(tmp_path):
     mine = np.array([r.score for r in of(e) if r.lr == 3e-3])
     assert f"{mine.mean():.4f} ± {mine.std(ddof=1):.4f}" in text and "One town alone." in text
     assert "Nothing to object to." in text and "*Open:" in text and "| 4 | 32 | MLP |" in text
+    assert "of the clock" not in text  # nothing was timed
+    e.runs = [replace(r, seconds=2.0) if r.lr else r for r in e.runs]
+    rest(e, scored={"validation": 7_804, "test": 90_000}, machine="a machine of two cores")
+    text = write_report(e, tmp_path / "report.md").read_text(encoding="utf-8")
+    trained = sum(r.lr is not None for r in e.runs)
+    assert "| validation | 9 | 90,000 | 7,804 |" in text and "a machine of two cores" in text
+    assert f"{trained} trainings of 100 steps of 4 rows of 64 tokens" in text and f"took {2 * trained} s" in text
+    assert "standard deviation" in text.split("## Test")[0] and "half-width" in text.split("## The defence")[1].split("- **r**")[0]
     without(lambda r: r.way == "control")(e)
     assert "[no_control]" in write_report(e, tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_words_that_would_stand_nowhere_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="limit, which would stand nowhere"):
+        write_report(good(), tmp_path / "report.md", words={"limit": "One town alone."})
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_what_parts_share_can_be_told_without_the_text():
+    same = " ".join(WORDS[:6])
+    parts = split([Document(f"d{k}", f"{prose(k)}\n{same}") for k in range(4)])
+    shown = parts.told()
+    assert shown == str(parts) and any(f"{a} {b} " in shown for a in WORDS for b in WORDS)
+    assert not any(word in parts.told(quote=False) for word in WORDS)
+    assert re.findall(r"[\d.]+%", parts.told(quote=False)) == re.findall(r"[\d.]+%", shown)
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------------------------------
@@ -574,6 +597,20 @@ def test_a_second_look_is_kept_whoever_asks(tiny):
     assert len(make().evidence.looks) == 2 and "test_twice" in {o.key for o in later.audit()}
 
 
+def test_no_look_is_forgotten_when_something_else_is_changed(tiny, tmp_path):
+    study, settings, _, _ = tiny
+    parts, own = study.parts, tmp_path / "study"
+    small = dict(steps=1, batch=2, context=16, scored=300, seeds=(0,))
+    other = split([Document(f"e{k}", prose(50 + k, 160)) for k in range(3)])  # another text in the same folder
+    for place, changes, seen in ((parts, {}, 1), (parts, {"scored": 200}, 2), (parts, {"steps": 2}, 3), (other, {}, 1), (parts, {}, 3)):
+        one = Study(place, ANSWERS, folder=own, **{**small, **changes})
+        one.tune(settings[:1], [1e-3])
+        one.look(settings[0])
+        assert len(one.evidence.looks) == seen, (changes, one.evidence.looks)
+    assert len(json.loads((own / "looks.json").read_text())) == 4
+    assert one.evidence.data["scored"]["test"] == parts.size("test") > 300 >= one.evidence.data["scored"]["validation"] > 100
+
+
 def test_recheck_runs_a_claimed_run_again(tiny):
     study = tiny[0]
     runs = [r.way for r in study.evidence.runs if r.part == "validation" and r.way not in ("unigram", "bigram")]
@@ -594,6 +631,10 @@ def test_the_adapter_and_its_card(tiny, tmp_path):
     model, tokenizer = study.final()
     card = write_card(model, study.evidence, tmp_path / "adapter", name="A test", licence="cc0-1.0", samples=[("Once", " upon")]).read_text(encoding="utf-8")
     assert "license: cc0-1.0" in card and "written for a test" in card and "    Once upon" in card
+    assert "base_model: pocket-gpt2" in card and "standard deviation" in card and " s of the clock" in card
+    from_gpt2 = replace(study.evidence, data={**study.evidence.data, "model": "gpt2"})
+    other = write_card(model, from_gpt2, tmp_path / "other", name="Another").read_text(encoding="utf-8")
+    assert "base_model: gpt2" in other and "license:" not in other and "Samples" not in other
     fresh = load_adapter(load_gpt2("pocket")[0], tmp_path / "adapter")
     ids = torch.tensor([tokenizer("Once upon a time")["input_ids"]])
     with torch.no_grad():

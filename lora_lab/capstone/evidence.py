@@ -38,6 +38,7 @@ class Run:
     part      "validation" or "test"; digest: of the texts that were scored
     settings  r, alpha, targets, steps, ...; without the learning rate, which is `lr` (None where nothing trains)
     look      number of the look at the test part that this run belongs to; 0 on validation
+    seconds   of the clock that training and scoring took, where it was measured
     """
 
     way: str
@@ -48,6 +49,7 @@ class Run:
     lr: float | None = None
     settings: Mapping = field(default_factory=dict)
     look: int = 0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Objection:
 class Evidence:
     """Runs, claims, the choice they defend, and the looks at the test part.
 
-    data     what `Parts.card()` says, and "answers" to the questions of licence and people; "no full fine-tuning": why it was left out, if so
+    data     what `Parts.card()` says, and "answers" to the questions of licence and people; "scored": bytes scored of each held-out part;
+             "machine": where it ran; "no full fine-tuning": why it was left out, if so, as `study.evidence.data["no full fine-tuning"] = "..."`
     choice   r, alpha and targets of the adapter that is handed in
     looks    one entry for each time that test scores were made: {"time", "settings"}
     """
@@ -96,11 +99,14 @@ class Evidence:
     claims: list[Claim] = field(default_factory=list)
     looks: list[Mapping] = field(default_factory=list)
 
-    def add(self, way: str, score: float, *, part: str, digest: str, seed: int | None = None, lr: float | None = None, look: int = 0, **settings) -> Run:
+    def add(
+        self, way: str, score: float, *, part: str, digest: str, seed: int | None = None, lr: float | None = None, look: int = 0,
+        seconds: float | None = None, **settings,
+    ) -> Run:  # fmt: skip
         """Record one run; a run that is there already, in everything, is not recorded again. Raises ValueError for an unknown part."""
         if part not in ("validation", "test"):
             raise ValueError(f"a run is scored on validation or on test; found {part!r}")
-        run = Run(way, part, float(score), digest, seed, lr, settings, look)
+        run = Run(way, part, float(score), digest, seed, lr, settings, look, seconds)
         if not any(_same_run(run, other) for other in self.runs):
             self.runs.append(run)
         return run

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -185,8 +186,12 @@ class Study:
         if len(rows) < batch:
             raise TextError(f"the training part fills {len(rows)} rows of {context} tokens, fewer than a batch of {batch}: more text, or shorter rows")
         looks = self.folder / "looks.json"
-        known = json.loads(looks.read_text(encoding="utf-8")) if looks.exists() else []
-        self.evidence = Evidence(data={**card, "answers": dict(answers), "model": self.model}, looks=[x for x in known if x["digests"] == self.digests])
+        self.looks = json.loads(looks.read_text(encoding="utf-8")) if looks.exists() else []  # at every test part that this folder has seen
+        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, device {device}; torch {torch.__version__}"
+        scored_bytes = {part: len(texts[part].replace(END, "").encode("utf-8")) for part in ("validation", "test")}
+        data = {**card, "answers": dict(answers), "model": self.model, "scored": scored_bytes, "machine": machine}
+        # Whatever else was changed since, training text or `scored`: who looked at this test part has seen it.
+        self.evidence = Evidence(data=data, looks=[look for look in self.looks if look["digests"].split("-")[2] == card["parts"]["test"]["digest"]])
 
     def advice(self) -> str:
         """Sizes, in the units that matter: tokens, passes through the text, documents in the test."""
@@ -286,18 +291,26 @@ class Study:
         self.evidence.choice = dict(choice)
 
     def look(self, choice: Mapping | None = None) -> dict[str, list[float]]:
-        """The test part, once: the choice with all seeds, the floors beside it; {way: scores}. Every look is kept in looks.json and in the evidence."""
+        """The test part, once: the choice with all seeds, the floors beside it; {way: scores}. Every look is kept in looks.json and in the evidence.
+
+        The same call again, with nothing changed, is the same look. Another choice, rate, number of steps, training text or `scored` is another one.
+        """
         choice = dict(choice or self.evidence.choice)
         rate = self.evidence.tuned(choice)
         if rate is None:
             raise ValueError(f"{choice} has not been run on validation: tune it before you look")
-        look = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "settings": {**choice, "lr": rate}, "digests": self.digests}
+        recipe = {key: value for key, value in self.same.items() if key != "device"}
+        what = {"settings": {**choice, "lr": rate, **recipe}, "model": self.model, "digests": self.digests}
+        made = [{key: known.get(key) for key in what} for known in self.evidence.looks]
         # Before the scores are made: a look that was interrupted was a look. The same call again, after a stop, is the same look.
-        if not any(known["settings"] == look["settings"] for known in self.evidence.looks):
+        if what not in made:
+            look = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **what}
+            made.append(what)
             self.evidence.looks.append(look)
+            self.looks.append(look)
             with atomic_write(self.folder / "looks.json") as path:
-                path.write_text(json.dumps(self.evidence.looks, indent=1) + "\n", encoding="utf-8")
-        number = 1 + [known["settings"] for known in self.evidence.looks].index(look["settings"])
+                path.write_text(json.dumps(self.looks, indent=1) + "\n", encoding="utf-8")
+        number = 1 + made.index(what)
         self._run([self._plain(FROZEN, part="test")], self.seeds[:1], number)
         self._run([self._plain(LORA, choice, rate, part="test")], self.seeds, number)
         if (full := self.evidence.tuned({"way": FULL})) is not None:
@@ -361,7 +374,7 @@ class Study:
             settings = {name: _python(row[name]) for name in names}
             self.evidence.add(
                 way, row["score"], part=row["part"], digest=self._digest(row["part"]), seed=None if way == FROZEN else int(row["seed"]),
-                lr=None if way == FROZEN else float(row["lr"]), look=look, **settings,
+                lr=None if way == FROZEN else float(row["lr"]), look=look, seconds=float(row["seconds"]), **settings,
             )  # fmt: skip
 
     def _predictors(self, part: str) -> dict[str, float]:

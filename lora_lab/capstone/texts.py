@@ -10,7 +10,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..corpus import END
@@ -25,7 +25,7 @@ QUESTIONS = {
     "source": "Where does the text come from, and who wrote it?",
     "licence": "Which licence or permission lets you train on it, and lets you hand on the adapter?",
     "people": "Whose names, words or secrets are in it, and do they know? What did you take out?",
-    "use": "Who will use the adapter, for what, and what could it be misused for?",
+    "use": "Who will use the adapter, and for what? What is it not for, and what could it be misused for?",
 }
 
 
@@ -311,10 +311,15 @@ class Parts:
         shared = {p: overlap(self.train, self.of(p)).share for p in ("validation", "test")}
         return {"parts": parts, "overlap": {"n": NGRAM, **shared}, "note": self.note}
 
-    def __str__(self) -> str:
+    def told(self, quote: bool = True) -> str:
+        """Sizes, and what the parts share. quote: with a run of words that they share; without it no word of the text is shown."""
         lines = [f"{p:10s} {len(self.of(p)):4d} document(s) {self.size(p):>10,} bytes" for p in ("train", "validation", "test")]
-        lines += [f"{p}: {overlap(self.train, self.of(p))}" for p in ("validation", "test")]
+        shared = {p: overlap(self.train, self.of(p)) for p in ("validation", "test")}
+        lines += [f"{p}: {found if quote else replace(found, example='')}" for p, found in shared.items()]
         return "\n".join(lines + ([self.note] if self.note else []))
+
+    def __str__(self) -> str:
+        return self.told()
 
 
 def split(documents: Sequence[Document], seed: int = 0, shares: tuple[float, float, float] = (0.7, 0.15, 0.15), sections: int | None = None) -> Parts:

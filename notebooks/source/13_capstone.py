@@ -3,7 +3,8 @@
 # <!-- lab:badges -->
 #
 # Adapt the pocket model, or GPT-2, to text of your own, and defend r, alpha and targets before an
-# examiner who believes nothing. Here the whole way is walked once, on three stories and a bit; then you walk it on yours.
+# examiner who believes nothing. Here the whole way is walked once, on three stories and a bit; then you walk it on yours: what
+# you change for that stands in two cells.
 #
 # <!-- lab:opening -->
 
@@ -45,6 +46,36 @@ from lora_lab.view import plot_panels, plot_spread, show
 torch.set_num_threads(1)  # a small model: on a shared machine threads wait for each other
 device = "cpu" if device == "auto" and my_model == "pocket" else device
 
+# %%
+# Before the first run. For your own text fill in what stands under "yours", and decide what follows.
+if my_text is None:  # the worked example
+    title, adapter_name, licence = "Doyle's voice on the pocket model", "Doyle's voice", "cc0-1.0"
+    question = "Continue an English text as Doyle's narrator would; measured in bits per byte on a story that it has not read."
+    opening = "It was a cold morning when"
+    answers = {
+        "source": "Three stories by Arthur Conan Doyle and the beginning of a fourth, 1892, Standard Ebooks' edition.",
+        "licence": "In the public domain; the editors' own work is CC0. The adapter may be handed on.",
+        "people": "Invented people alone. Servants and foreigners are seen with the eyes of 1892.",
+        "use": "To play with a voice, in this course. Not for facts, nor for anything that is to be believed. It could be passed off "
+        "as Doyle; it is too poor for that.",
+    }
+else:  # yours; what stays empty is open in the report, and without answers nothing trains
+    title, adapter_name, licence, question = "", "my adapter", "", ""
+    opening = "The"
+    answers = {"source": "", "licence": "", "people": "", "use": ""}
+reading = {}  # for read_own_texts: encoding="cp1252", column="body", group="author", duplicates="drop"
+sections = None  # 12: one long text, cut into so many stretches
+quote = my_text is None  # False: no word of the text, and none of the adapter's, is printed here or stands in the card
+choice = {"r": 4, "alpha": 8, "targets": "MLP"}
+alternatives = {"r": [1, 4, 16], "alpha": [8, 32], "targets": ["attention", "MLP", "all"]}  # the choice itself is passed over
+RATES, FULL_RATES = [2.5e-3, 5e-3, 1e-2], [1.25e-4, 2.5e-4, 5e-4]
+no_full = ""  # a reason, counted in bytes or hours, if full fine-tuning is too large for you; then FULL_RATES = []
+MARGIN = 0.0025  # bits per byte that you would give away for a smaller file. This one was set after a trial run (13.F2); yours: before
+recipe = {"steps": 30, "batch": 4, "context": 64, "scored": 8_000}  # the same for all; scored: bytes of validation
+if fast:
+    recipe = {"steps": 2, "batch": 2, "context": 32, "scored": 700}
+example = my_text is None and my_model == "pocket" and choice == {"r": 4, "alpha": 8, "targets": "MLP"}
+
 # %% [markdown]
 # ## Own text in
 #
@@ -62,11 +93,12 @@ for name in ["old.txt", "twice.csv", "squashed.md"]:
         print(str(problem).replace(str(desk), "."), "\n")
 
 stories = shipped("sherlock-holmes")
-documents = read_own_texts(my_text or [stories / "train.txt", stories / "test.txt"])
+shelf = read_own_texts([stories / "train.txt", stories / "test.txt"])
+documents = shelf if my_text is None else read_own_texts(my_text, **reading)
 if fast:
-    documents = [replace(d, text=d.text[:4000]) for d in documents[:12]]
+    shelf, documents = ([replace(d, text=d.text[:4000]) for d in found[:12]] for found in (shelf, documents))
 for d in documents[:6]:
-    print(f"{d.name:14s} {d.size:>7,} bytes   {d.text[:60]!r}")
+    print(f"{d.name:14s} {d.size:>7,} bytes   {repr(d.text[:60]) if quote else ''}")
 
 # %% [markdown]
 # ## Which part has seen which
@@ -108,17 +140,17 @@ def revised(text):
     return " ".join(word if dice.random() < 0.95 else "so" for word in text.split(" "))
 
 
-with_twin = [*documents, Document("second edition", revised(documents[-1].text))]
+with_twin = [*shelf, Document("second edition", revised(shelf[-1].text))]
 careless = share_seen([with_twin[-1].text], [d.text for d in with_twin[:-1]], 5)
 print(f"the second edition in the test, the first in training: {careless:.0%} of its runs of 5 words were seen")
 parts = split(with_twin, seed=seed)
 print(f"split by family: {overlap(parts.train, parts.test).share:.2%}.  {parts.note}\n")
-parts = split(documents, seed=seed)
-print(parts)
+parts = split(documents, seed=seed, sections=sections)
+print(parts.told(quote))
 
 # %% [markdown]
-# Whole documents go to one side, and relatives with them. Different stories by one author share a fraction of a per cent;
-# the audit below objects from 2 % on.
+# Whole documents go to one side, and relatives with them: a *family* is what belongs to one group, or repeats much of another.
+# Different stories by one author share a fraction of a per cent; the audit below objects from 2 % on.
 #
 # Then questions that no program answers. Without answers nothing trains.
 
@@ -130,30 +162,19 @@ except ValueError as problem:
     print(problem)
 
 # %%
-answers = {
-    "source": "Three stories by Arthur Conan Doyle and the beginning of a fourth, 1892, Standard Ebooks' edition.",
-    "licence": "In the public domain; the editors' own work is CC0. The adapter may be handed on.",
-    "people": "Invented people alone. Servants and foreigners are seen with the eyes of 1892.",
-    "use": "To play with a voice, in this course. It could be passed off as Doyle; it is too poor for that.",
-}
-study = Study(
-    parts, answers, model=my_model, folder=f"capstone-{'fast' if fast else 'study'}", device=device,
-    steps=2 if fast else 30, batch=2 if fast else 4, context=32 if fast else 64,
-    scored=700 if fast else 8_000,
-)
+folder = "capstone-fast" if fast else "capstone-study" if my_text is None else "capstone-mine"
+study = Study(parts, answers, model=my_model, folder=folder, device=device, **recipe)
 print(study.advice())
+print("Scored, in bytes:", ", ".join(f"{part} {count:,} of {parts.size(part):,}" for part, count in study.evidence.data["scored"].items()))
 
 # %% [markdown]
 # ## The bill first
 #
-# One choice to begin with, one knob turned at a time, three rates for each setting, three seeds. What will that cost here?
-# And what would it be for GPT-2 on Colab?
+# One choice to begin with, one knob turned at a time, three rates for each setting, three seeds. With $r$, $\alpha$ moves too, so
+# that $\alpha/r$ stays 2: values of $r$ are compared at equal scale. What will that cost here? And what would it be for GPT-2 on Colab?
 
 # %%
-choice = {"r": 4, "alpha": 8, "targets": "MLP"}
-settings = one_at_a_time(choice, r=[1, 16], alpha=[32], targets=["attention", "all"])
-RATES, FULL_RATES = [2.5e-3, 5e-3, 1e-2], [1.25e-4, 2.5e-4, 5e-4]
-MARGIN = 0.0025  # bits per byte: what I would give away for a smaller file. Set after a trial run, which 13.F2 admits; yours: before
+settings = one_at_a_time(choice, **alternatives)
 print(study.plan(settings, RATES, FULL_RATES), "\n")
 print(Study.elsewhere("gpt2"))
 
@@ -163,19 +184,21 @@ widest = predict("13.A", ...)
 # %% [markdown]
 # ## Floors before LoRA
 #
-# The frozen base. A count of word pairs that knows no grammar. Full fine-tuning, at a rate of its own: a rival that was not tuned
-# proves nothing.
+# *Floors* are what LoRA is measured against: the frozen base; counts of tokens and of pairs that know no grammar; full fine-tuning,
+# at a rate of its own, since a rival that was not tuned proves nothing.
 
 # %%
 study.floors(FULL_RATES)
 everything = study.evidence
+if no_full:
+    everything.data["no full fine-tuning"] = no_full
 for way in ["unigram", "bigram", "frozen base", "full fine-tuning"]:
     scores = list(everything.values({"way": way}).values())
-    print(f"{way:17s} {' '.join(f'{score:.4f}' for score in scores)} bits per byte")
+    print(f"{way:17s} {' '.join(f'{score:.4f}' for score in scores) or 'not run:'} {'bits per byte' if scores else no_full}")
 
 # %% [markdown]
-# Now LoRA. The first seed tries each setting's rates; the other seeds run at the best. If that is the last of the grid, a
-# rate beyond it is tried. The control: the same adapter, trained on the same tokens in shuffled order.
+# Now LoRA. The first seed tries each setting's rates; the other seeds run at the best. If that is at the *edge*, the lowest or the
+# highest that was tried, a rate beyond it is tried. The control: the same adapter, trained on the same tokens in shuffled order.
 
 # %%
 began = time.perf_counter()
@@ -234,7 +257,8 @@ for setting in settings:
 
 groups = {short(s): list(everything.values(s).values()) for s in settings}
 for way in ["full fine-tuning", "frozen base"]:
-    groups[way] = list(everything.values({"way": way}).values())
+    if scores := list(everything.values({"way": way}).values()):
+        groups[way] = scores
 control = list(everything.values({"way": "control"}).values())
 [frozen] = groups["frozen base"]
 gains = {name: [1000 * (frozen - v) for v in values] for name, values in groups.items()}
@@ -272,7 +296,7 @@ carried = predict("13.B", ...)
 
 # %%
 hasty = copy.deepcopy(everything)
-PAIRS = [("r", 1), ("r", 16), ("alpha", 32), ("targets", "attention"), ("targets", "all")]
+PAIRS = [(knob, value) for knob, values in alternatives.items() for value in values if value != choice[knob]]
 for knob, other in PAIRS:
     hasty.claim(knob, choice[knob], instead_of=other, says="better", because="It scores best in the table above.")
 for objection in audit(hasty):
@@ -285,41 +309,76 @@ carried.reveal("a" if len(better) < 2 else "b" if len(better) < 4 else "c",
 # %% [markdown]
 # ## What the runs carry
 #
-# Three sentences are allowed: *better*; *no worse* than by a margin fixed beforehand; *not shown*. The last is a result, not a
-# disgrace: it says that this knob did not matter enough for three seeds, so another reason decides.
+# Three sentences are allowed. *Better*. *No worse*: the interval ends below a margin in bits per byte, fixed beforehand; a reason
+# where the alternative stores more. *Not shown*: no disgrace, another reason decides.
+#
+# Is an alternative clearly better? Make it your choice before the look, and run again: runs are kept.
 
 # %%
+# After the runs, before the look. A sentence for each pair, what surprised you, what your evidence does not show.
 WHY = {
-    ("r", 1): "Four is where I began. The runs do not ask for it: a quarter of the file might do.",
-    ("r", 16): "Sixteen has four times the numbers to store and to send.",
+    ("r", 1): "I stay at 4, where I began: r = 1 may be worse by up to 0.0074, three times my margin. More seeds would decide.",
+    ("r", 16): "Sixteen has four times the numbers to store and to send. The gain was found on a grid of factor 2; a finer one may move it by as much.",
     ("alpha", 32): "Each alpha has a rate of its own; then it is a second name for the rate, and 8 is what I began with.",
     ("targets", "attention"): "At the same r the MLP trains 5/3 as many numbers: place and size are mixed in this one.",
     ("targets", "all"): "Fewer layers at the same r: a smaller file, a shorter step.",
 }
-COSTLIER = [("r", 16), ("targets", "all")]
-for (knob, other), why in WHY.items():
+EXPECTED = "I expected r to matter more than the targets. It came the other way round."
+LIMITS = (
+    "One author, 30 steps; one story to test on, and the first 7,804 bytes of one to validate on. With another validation story, or 300 steps, "
+    "I might choose otherwise. The margin of 0.0025 was set after a trial run, so 'no worse' says less than it seems to. The notebook "
+    "was run often while it was written: for its writers the test story is no longer unseen."
+)
+if not example:  # the example's reasons are not yours: write them here, {("r", 1): "a sentence", ...}; without them the audit objects
+    WHY, EXPECTED, LIMITS = {}, "", ""
+BY_SIZE = ["W_q and W_v", "attention", "MLP", "all"]  # numbers trained at equal r, from few to many
+
+
+def costlier(knob, other):
+    """Does the alternative store more? Then 'no worse' is a reason to do without it."""
+    if knob == "targets":
+        return BY_SIZE.index(other) > BY_SIZE.index(choice[knob])
+    return knob == "r" and other > choice["r"]
+
+
+for knob, other in PAIRS:
     difference, half = found[knob, other]
     says = "better" if difference + half < 0 else "not shown"
-    if says == "not shown" and (knob, other) in COSTLIER and difference + half < MARGIN:
+    if says == "not shown" and costlier(knob, other) and difference + half < MARGIN:
         says = "no worse"
-    everything.claim(knob, choice[knob], instead_of=other, says=says, because=why,
+    everything.claim(knob, choice[knob], instead_of=other, says=says, because=WHY.get((knob, other), "*Open.*"),
                      margin=MARGIN if says == "no worse" else None)
     print(f"{knob:8s} {choice[knob]} against {other}: {says}, {difference:+.4f} ± {half:.4f}")
+    if says == "not shown" and difference - half > 0:
+        print(f"         {other} is better: make it your choice before the look, and run again from the top")
+
+
+def claim_gain(over, part, because):
+    """LoRA against another way, in the word that the runs carry."""
+    this, that = "LoRA", over
+    difference, half = everything.difference({"way": "LoRA", **choice}, {"way": over}, part)
+    if difference - half > 0:
+        this, that, difference = over, "LoRA", -difference
+    says = "better" if difference + half < 0 else "not shown"
+    everything.claim("way", this, instead_of=that, says=says, part=part, because=because)
+
+
 for way in ["frozen base", "bigram"]:
-    everything.claim("way", "LoRA", instead_of=way, says="better", because="Without this there is nothing to defend.")
+    claim_gain(way, "validation", "Whether there is a gain to defend at all.")
 
 # %% [markdown]
 # ## One look
 #
 # Everything is chosen. Now the test part, once: the choice with all its seeds, the floors beside it. The look is written
-# down before the scores are made.
+# down first; this cell again, with nothing changed, is the same look.
+#
+# This page has been run often while it was written: for us the test story is no longer unseen.
 
 # %%
 tested = study.look()
 for way, scores in tested.items():
     print(f"{way:17s} {' '.join(f'{score:.4f}' for score in scores)}")
-everything.claim("way", "LoRA", instead_of="frozen base", says="better", part="test",
-                 because="On a story that nothing was chosen on, with all three seeds.")
+claim_gain("frozen base", "test", "On the part that this run chose nothing on, with all its seeds.")
 print("\nThe audit:", *(audit(everything) or ["nothing to object to"]), sep="\n")
 
 # %% [markdown]
@@ -362,29 +421,26 @@ for cheat in [copy_a_seed, forget_bad_rates, weak_control, look_again]:
 #
 # ## Hand in
 #
-# A report whose tables are made from the runs, the evidence, the adapter with its card.
+# Report, evidence, adapter with its card. Never the study's whole folder: `texts.json` in it is your text.
 
 # %%
 model, tokenizer = study.final()
-opening = "It was a cold morning when" if my_text is None else documents[0].text[:40]
 [text] = generate(model, tokenizer, [opening], 8 if fast else 50, strategy="sampling", temperature=0.7, top_p=0.9, seed=seed)
-print(opening + text, "\n")
+print(opening + text if quote else "not printed: quote is False", "\n")
 out = study.folder
 everything.save(out / "evidence.json")
-write_report(everything, out / "report.md", title="Doyle's voice on the pocket model", words={
-    "question": "Continue an English text as Doyle's narrator would; measured in bits per byte on a story that it has not read.",
-    "expected": "I expected r to matter more than the targets. It came the other way round.",
-    "limits": "One author, one story to validate on and one to test on, 30 steps. With another validation story, or 300 steps, I might choose otherwise.",
-})
-write_card(model, everything, out / "adapter", name="Doyle's voice", licence="cc0-1.0", samples=[(opening, text)])
+words = {"question": question, "expected": EXPECTED, "limits": LIMITS}
+write_report(everything, out / "report.md", title=title or "Capstone", words=words)
+write_card(model, everything, out / "adapter", name=adapter_name, licence=licence, samples=[(opening, text)] if quote else [])
 print("\n".join((out / "report.md").read_text(encoding="utf-8").split("\n")[:14]), "\n...")
 print(*sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and "cells" not in p.parts), sep="\n")
 
 # %% tags=["hidden"]
 got = {way: sum(scores) / len(scores) for way, scores in tested.items()}
+assert f"# {adapter_name}\n" in (out / "adapter" / "README.md").read_text(encoding="utf-8")
 assert "copied_seeds" in objections(copy_a_seed) and "test_twice" in objections(look_again)
 assert "rate_untuned" in objections(forget_bad_rates) and "control_differs" in objections(weak_control)
-if not fast and my_text is None and my_model == "pocket":
+if not fast and example:
     # What the answers below quote, with room for another machine's additions.
     mean = {name: sum(values) / len(values) for name, values in groups.items()}
     for value, quoted in [
@@ -393,6 +449,8 @@ if not fast and my_text is None and my_model == "pocket":
     ]:
         assert abs(value - quoted) < 0.006, (value, quoted)
     assert abs(everything.values({"way": "bigram"})[None] - 2.20) < 0.01 and abs(min(control) - 2.6) < 0.05
+    assert abs(everything.values({"way": "unigram"})[None] - 2.65) < 0.01
+    assert study.evidence.data["scored"] == {"validation": 7_804, "test": 46_089}
     assert 0.001 < overlap(parts.train, parts.test).share < overlap(parts.train, parts.validation).share < 0.003
     assert better == [("targets", "attention"), ("targets", "all")], found
     assert abs(found["r", 16][0] - 0.0011) < 0.001 and abs(found["r", 1][0] + 0.0034) < 0.002
@@ -401,34 +459,40 @@ if not fast and my_text is None and my_model == "pocket":
 # %% [markdown]
 # ## Yours
 #
-# Your text into `my_text`; your own answers, margin, `WHY` and `words`; then from the top. Brief and rubric: docs/capstone.md. Hand in this
-# notebook, `report.md`, `evidence.json`, the adapter.
+# `my_text`, the cell below the imports, run; after the runs `WHY`, `EXPECTED`, `LIMITS`. Brief, rubric, private texts, words:
+# docs/capstone.md. Hand in notebook, `report.md`, `evidence.json`, `adapter/`.
 
 # %% [markdown] free="13.F1"
 # **Data.** Three stories by Conan Doyle and the beginning of a fourth, in the public domain; nobody alive is in them. Split by story: two to train on, one to
-# validate, one to test. Of the test's runs of 5 words 0.16 % stand in training, of validation's 0.23 %: idioms ("from one to the other"), as between any two stories
-# of one author. So the scores measure continuing, not remembering. Both training stories begin "I had called upon my friend": it is one man's voice,
+# validate, one to test. Validation is scored on the first 7,804 bytes of its story, the test on all 46,089 of its own. Of the test's runs of 5 words 0.16 %
+# stand in training, of validation's 0.23 %: idioms ("from one to the other"), as between any two stories of one author. So the scores measure continuing, not remembering. Both training stories begin "I had called upon my friend": it is one man's voice,
 # and nothing here says how the adapter would do on another's.
 #
 # **Floors and control** (validation, bits per byte). Bigram of the training text 2.20, frozen base 1.517, full fine-tuning at its own rate 1.496, LoRA 1.496. The gain to be
-# defended is 0.021, small beside what the base brought along. The control, same adapter and rate on the same tokens in shuffled order, ends at 2.6: counting
-# Doyle's words is not what helps, order is. It does not rule out that any old book would have helped; for that I would train on another author.
+# defended is 0.021, small beside what the base brought along. The control, same adapter and rate on the same tokens in shuffled order, ends at 2.60, near the
+# unigram's 2.65: it has unlearned order. Word counts alone do not produce the gain; how much they add once order is kept, it does not say. Nor does it rule out
+# that any old book would have helped; for that I would train on another author.
 
 # %% [markdown] free="13.F2"
-# All settings: three rates or more on seed 0, the best inside its grid, then seeds 1 and 2; same steps, same batches; 95 % intervals of differences within seeds.
+# All settings: three rates or more on seed 0, the best inside its grid, then seeds 1 and 2; same steps, same batches; ± is the half-width of a 95 % interval of
+# differences within seeds. It covers luck in training, not the grid of rates, nor the text.
 #
 # **Targets**: MLP against all -0.0044 ± 0.0004, against attention -0.0113 ± 0.0038. Shown. At equal r the MLP has 5/3 of attention's numbers, so I claim it for this r, not for
 # the place as such.
 #
-# **r**: 16 is better by 0.0011 ± 0.0008, which is shown, too, and inside a margin of 0.0025; I take a quarter of the file. The margin is this defence's weak spot: I set it
-# after a trial run, so "no worse" says less than it seems to. Against r = 1 I have -0.0034 ± 0.0041: **not shown**. Nobody should believe from this that four is needed.
+# **r**: with r, alpha / r stays 2; this compares r at equal scale. 16 is better by 0.0011 ± 0.0008, which is shown, too, on this grid of factor 2; one step of it moves either
+# side by 0.002 or more, and a finer one may move the difference by as much as it is. It is inside a margin of 0.0025; I take a quarter of the file. The margin is this defence's weak
+# spot: I set it after a trial run, so "no worse" says less than it seems to, and by the rubric that alone holds Claims at level 1. MLP and r = 4 are where I began; nothing on record
+# shows that they were fixed before that trial run. Against r = 1 I have -0.0034 ± 0.0041: **not shown**. A quarter of the file would speak for 1, too. I stay at 4, since r = 1 may be worse by up to
+# 0.0074, three times my margin; more seeds would decide. Nobody should believe from this that four is needed.
 #
 # **alpha**: 8 against 32, each at its own rate: -0.0002 ± 0.0031. Not shown, as it should be: under Adam alpha and the rate are nearly one knob (lab 03). I keep 8 because I began there.
 # The evidence does not support it against anything.
 
 # %% [markdown] free="13.F3"
-# One look, three seeds: base 1.512, LoRA 1.498, full fine-tuning 1.497. LoRA's gain on the test is 0.014 ± 0.004, two thirds of that on validation: some of the
-# latter came from choosing there. It shows that thirty steps helped on one further story. It does not show how much on Doyle: seeds tell luck in training, and there
+# One look in this run, three seeds: base 1.512, LoRA 1.498, full fine-tuning 1.497. The page was run often while it was written, so the test story is not unseen by its writers. LoRA's
+# gain on the test is 0.014 ± 0.004 (95 %), on validation it is 0.021 ± 0.007. Full fine-tuning, with three rates to choose from, lost as much (0.022 to 0.015), so most of it is probably
+# another story; how much choosing added, these runs can't say. Validation is the first 7,804 bytes of one story. The look shows that thirty steps helped on one further story. It does not show how much on Doyle: seeds tell luck in training, and there
 # is one document; nor what a reader would say of the text, which nobody asked.
 #
 # I would choose otherwise if with another validation story "all" came out ahead on all seeds, or if at 300 steps, where the rates and the need for rank may

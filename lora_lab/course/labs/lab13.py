@@ -439,7 +439,7 @@ LAB = Lab(
         "claim what the runs carry, and say what they do not",
         "hand in an adapter, a report, and evidence that others can audit",
     ),
-    needs=("labs 03 and 07", "text of your own: 100 kB is plenty; or the stories that ship"),
+    needs=("labs 03 and 07", "text of your own, 50 kB or more; or the stories that ship"),
     exercises=(SEEN, RATE),
     predictions=(
         Prediction(
@@ -457,20 +457,21 @@ LAB = Lab(
         Question(
             "13.F1",
             "Data, floors and control",
-            minutes=60,
+            minutes=40,
             ask="What is your text, may you use it, and what do its parts share? What did base, baseline, full fine-tuning and control score before you "
             "believed LoRA? The levels from 0 to 3 of each row are described in docs/capstone.md.",
             rubric=(
-                (3, "**Data**: origin, licence, people and split, with what train and test share as a number, and what follows from it (level 0 to 3)"),
+                (3, "**Data**: origin, licence, people and split, with what training shares with validation and with test as numbers, and what follows from it "
+                 "(level 0 to 3)"),
                 (3, "**Floors and control**: all four beside LoRA, in one unit, with what the control rules out (level 0 to 3)"),
             ),
         ),
         Question(
             "13.F2",
             "Your r, your alpha, your targets",
-            minutes=90,
+            minutes=60,
             ask="Defend each of the three against the nearest alternative: rates, seeds, difference, interval, price. Say which of the three your evidence "
-            "does *not* support.",
+            "does *not* support, and whether your margin was set before the runs.",
             rubric=(
                 (3, "**Tuning**: each setting at a rate of its own, inside its grid, on the same seeds, one knob at a time (level 0 to 3)"),
                 (3, "**Claims**: each says what its interval carries, no more and no less, with a reason that comes from a run or a count (level 0 to 3)"),
@@ -479,8 +480,9 @@ LAB = Lab(
         Question(
             "13.F3",
             "One look, and its limits",
-            minutes=60,
-            ask="What did your one look at the test part say, what may be concluded from it, and which result would make you choose otherwise?",
+            minutes=40,
+            ask="What did your one look at the test part say, what may be concluded from it, and which result would make you choose otherwise? "
+            "Give the gain on the test part beside that on validation.",
             rubric=(
                 (3, "**Test and limits**: one look, all seeds, floors beside it; what it does not show, and what would overturn the choice (level 0 to 3)"),
                 (3, "**Hand-in**: another person gets the same numbers from it; the adapter's card says what it is for and not for (level 0 to 3)"),
