@@ -422,7 +422,9 @@ progress()
 # - A variant is 1 to 25 new lines, mostly at one of five places.
 # - A budget, own rates, seeds, twins, a correction: leave one out, and tuning or luck wins.
 #
-# **Where this shows up in practice**: what the authors promise, and this one network and task.
+# ## Where this shows up in practice
+#
+# What the authors promise, and what this one network and task showed:
 #
 # | if this hurts | | here |
 # |---|---|---|
