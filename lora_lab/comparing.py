@@ -11,7 +11,6 @@ tried on any task.
 from __future__ import annotations
 
 import copy
-import html
 import inspect
 import math
 import time
@@ -25,6 +24,7 @@ from torch import nn
 from .adapt import apply_lora
 from .counting import count_parameters, safetensors_bytes
 from .state import adapter_bytes
+from .tables import html_table, text_table
 from .train import batch_loss, choose_device, linear_schedule, modes_restored, train
 from .updates import TrainingDiverged
 
@@ -205,40 +205,15 @@ class Comparison:
 
     def gap(self, a: str, b: str, score: str | None = None) -> tuple[float, float]:
         """(mean of a - b within each seed, half-width of its 95 % interval by Student's t); the half-width of a single seed is nan."""
-        differences = [x - y for x, y in zip(self.values(a, score), self.values(b, score), strict=True)]
-        n = len(differences)
-        if n < 2:
-            return differences[0], math.nan
-        from scipy.special import stdtrit  # comes with scikit-learn
-
-        return mean(differences), float(stdtrit(n - 1, 0.975)) * _sd(differences) / math.sqrt(n)
+        return interval([x - y for x, y in zip(self.values(a, score), self.values(b, score), strict=True)])
 
     def table(self) -> str:
-        cells = [self._head(), *self._cells()]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in cells]
-        return "\n".join([self._title(), *lines, *self._problems()])
+        return "\n".join([self._title(), text_table([self._head(), *self._cells()]), *self._problems()])
 
     __str__ = __repr__ = table
 
     def _repr_html_(self) -> str:
-        """A table that takes its colours from the page."""
-
-        def cell(tag, text, k, more=""):
-            style = f"padding: 0.15em 0.7em; text-align: {'left' if k == 0 else 'right'}; white-space: nowrap; {more}"
-            return f'<{tag} style="{style}">{html.escape(text)}</{tag.split()[0]}>'
-
-        head = "".join(cell('th scope="col"', text, k) for k, text in enumerate(self._head()))
-        body = "".join(
-            "<tr>" + cell('th scope="row"', row[0], 0, "font-weight: normal") + "".join(cell("td", text, k) for k, text in enumerate(row[1:], 1)) + "</tr>"
-            for row in self._cells()
-        )
-        notes = "".join(f'<p style="max-width: 76ch; margin: 0.3em 0">{html.escape(text)}</p>' for text in self._problems())
-        return (
-            '<div style="overflow-x: auto"><table style="font-variant-numeric: tabular-nums; border-collapse: collapse; margin: 0.3em 0">'
-            f'<caption style="text-align: left; padding: 0.3em 0.7em">{html.escape(self._title())}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}</div>"
-        )
+        return html_table([self._head(), *self._cells()], self._title(), self._problems())
 
     def _title(self) -> str:
         n, task = len({row.seed for row in self.rows}), self.task
@@ -261,6 +236,23 @@ class Comparison:
 
     def _problems(self) -> list[str]:
         return [f"{row.way}, seed {row.seed}: {row.problem}" for row in self.rows if row.problem]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half-width of its 95 % interval by Student's t, n - 1 degrees of freedom): nan where a value is not finite or there is only one.
+
+    >>> interval([1.0, 2.0, 3.0])[0]
+    2.0
+    """
+    if not values:
+        return math.nan, math.nan
+    if not all(map(math.isfinite, values)):
+        return sum(values) / len(values), math.nan
+    if len(values) == 1:
+        return values[0], math.nan
+    from scipy.special import stdtrit  # comes with scikit-learn
+
+    return mean(values), float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
 
 
 def _sd(values: Sequence[float]) -> float:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
+from ..comparing import interval
 from ..files import atomic_write
 
 LORA, FULL, FROZEN, CONTROL = "LoRA", "full fine-tuning", "frozen base", "control"
@@ -152,6 +153,16 @@ class Evidence:
         fits = (run for run in self.runs if run.part == part and run.way == way)
         return [run for run in fits if all(_equal(run.settings.get(key), value) for key, value in wanted.items())]
 
+    def settings(self) -> list[dict]:
+        """The LoRA settings with runs on validation, as sides, in the order in which they ran."""
+        found: list[dict] = []
+        for run in self.runs:
+            if run.way == LORA and run.part == "validation":
+                side = {knob: run.settings.get(knob) for knob in KNOBS}
+                if not any(_matches(side, other) for other in found):
+                    found.append(side)
+        return found
+
     def rates(self, side: Mapping) -> dict[float, dict[int, float]]:
         """rate -> {seed: validation score}, by rate. A score that is nan counts as infinite: the run diverged."""
         found: dict[float, dict[int, float]] = {}
@@ -203,23 +214,6 @@ class Evidence:
             return cls(runs=runs, claims=claims, **found)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no evidence file ({type(error).__name__}: {error}); Evidence.save writes one") from error
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, half-width of its 95 % interval by Student's t, n - 1 degrees of freedom).
-
-    >>> interval([1.0, 2.0, 3.0])[0]
-    2.0
-    """
-    if not values:
-        return math.nan, math.nan
-    if not all(map(math.isfinite, values)):
-        return sum(values) / len(values), math.nan
-    if len(values) == 1:
-        return values[0], math.nan
-    from scipy.special import stdtrit  # comes with scikit-learn
-
-    return mean(values), float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
 
 
 def _same_run(a: Run, b: Run) -> bool:
@@ -340,7 +334,7 @@ def _choice(e: Evidence) -> Iterator[tuple[str, str]]:
     mine = e.values(e.choice)
     if not mine:
         return
-    for side in _settings(e):
+    for side in e.settings():
         scores = e.values(side)
         common = [seed for seed in mine if seed in scores]
         lower = len(common) >= 2 and mean(scores[s] for s in common) < mean(mine[s] for s in common)
@@ -354,17 +348,6 @@ def _choice(e: Evidence) -> Iterator[tuple[str, str]]:
 
 def _matches(side: Mapping, settings: Mapping) -> bool:
     return side.get("way", LORA) == settings.get("way", LORA) and all(_equal(settings.get(knob), side.get(knob)) for knob in KNOBS)
-
-
-def _settings(e: Evidence) -> list[dict]:
-    """The LoRA settings on validation, as sides."""
-    found: list[dict] = []
-    for run in e.runs:
-        if run.way == LORA and run.part == "validation":
-            side = {knob: run.settings.get(knob) for knob in KNOBS}
-            if not any(_matches(side, other) for other in found):
-                found.append(side)
-    return found
 
 
 def _sides(e: Evidence) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..files import atomic_write
 from ..state import save_adapter
-from .evidence import CONTROL, FROZEN, FULL, KNOBS, LORA, Evidence, audit
+from .evidence import CONTROL, FROZEN, FULL, LORA, Evidence, audit
 from .texts import QUESTIONS
 
 DEFENCE = {
@@ -65,7 +65,7 @@ def report(evidence: Evidence, title: str = "Capstone", words: Mapping[str, str]
     if e.choice:
         lines.append(_row(e, "**LoRA, the choice**", e.choice))
     lines += ["", "## r, alpha, targets (validation)", "", "| r | alpha | targets | score | rate | seeds |", "|---:|---:|---|---:|---:|---:|"]
-    for side in _settings(e):
+    for side in e.settings():
         score = _row(e, "", side).split("|", 2)[2]
         lines.append(f"| {side['r']} | {side['alpha']:g} | {side['targets']} |{score}")
     if no_full := e.data.get("no full fine-tuning"):
@@ -129,15 +129,6 @@ def _recipe(e: Evidence) -> list[str]:
     if timed:
         lines.append(f"{len(timed)} runs, training and scoring, took {sum(timed):.0f} s of the clock in all.")
     return lines + ([f"{e.data['machine']}."] if e.data.get("machine") else [])
-
-
-def _settings(e: Evidence) -> list[dict]:
-    found: list[dict] = []
-    for run in e.runs:
-        side = {knob: run.settings.get(knob) for knob in KNOBS}
-        if run.way == LORA and run.part == "validation" and side not in found:
-            found.append(side)
-    return found
 
 
 def _row(e: Evidence, name: str, side: Mapping) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import html
 import math
 import time
 import zlib
@@ -29,9 +28,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..adapt import apply_lora
+from ..comparing import interval
 from ..counting import count_parameters, method_parameters
 from ..data import Batches, digits
 from ..sweep import sweep
+from ..tables import html_table, text_table
 from ..train import batch_loss, linear_schedule, train
 from ..updates import TrainingDiverged
 from . import quantised, variants
@@ -253,14 +254,14 @@ def paired(a: Sequence[float], b: Sequence[float], name: str = "") -> Difference
     """
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f"a paired difference needs the same two seeds at least on both sides; found {len(a)} and {len(b)} numbers")
-    from scipy.special import stdtr, stdtrit  # comes with scikit-learn
+    from scipy.special import stdtr  # comes with scikit-learn
 
     differences = [x - y for x, y in zip(a, b, strict=True)]
-    n, middle = len(differences), mean(differences)
-    error = stdev(differences) / math.sqrt(n)
+    middle, half = interval(differences)
+    error = stdev(differences) / math.sqrt(len(differences))
     if error == 0:
         return Difference(name, middle, 0.0, float(middle == 0))
-    return Difference(name, middle, float(stdtrit(n - 1, 0.975)) * error, 2 * float(stdtr(n - 1, -abs(middle) / error)))
+    return Difference(name, middle, half, 2 * float(stdtr(len(differences) - 1, -abs(middle) / error)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -364,9 +365,7 @@ class Race:
         return "\n".join(lines)
 
     def table(self, fair: bool = True) -> str:
-        cells = [self._head(), *self._cells(fair)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join("  ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in cells)
+        return text_table([self._head(), *self._cells(fair)])
 
     def __str__(self) -> str:
         return self.table()
@@ -374,19 +373,7 @@ class Race:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """A table that takes its colours from the page."""
-
-        def cell(tag, text, k):
-            style = f"padding: 0.15em 0.7em; text-align: {'left' if k == 0 else 'right'}; white-space: nowrap"
-            return f'<{tag} style="{style}; font-weight: {"bold" if "col" in tag else "normal"}">{html.escape(text)}</{tag.split()[0]}>'
-
-        head = "".join(cell('th scope="col"', text, k) for k, text in enumerate(self._head()))
-        rows = [cell('th scope="row"', row[0], 0) + "".join(cell("td", text, k) for k, text in enumerate(row[1:], 1)) for row in self._cells(True)]
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return (
-            '<div style="overflow-x: auto"><table style="font-variant-numeric: tabular-nums; border-collapse: collapse; margin: 0.3em 0">'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
+        return html_table([self._head(), *self._cells(True)])
 
     def _head(self) -> list[str]:
         return ["", "r", "trained", "ms a step", "lr", "accuracy ± sd", "− LoRA ± 95 %, points", "p", "p, Holm"]

@@ -25,6 +25,7 @@ from ..counting import lora_parameters, method_parameters
 from ..data import Batches
 from ..spectra import best_rank_r, factored_svdvals
 from ..sweep import sweep
+from ..tables import text_table
 from ..train import linear_schedule, train
 from .race import (
     CLIP,
@@ -252,8 +253,7 @@ class Choices:
             spread = f"{mean(scores):.1f}" + (f" ± {stdev(scores):.1f}" if len(scores) > 1 else "")
             cells.append([way, *(f"{mean(r):.1f}" for r in self.ranks(way).values()), f"{mean(self.of(way, 'trained')):,.0f}",
                           f"{mean(self.of(way, 'paid')):,.0f}", spread])  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join("  ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in cells)
+        return text_table(cells)
 
     __str__ = __repr__ = table
 

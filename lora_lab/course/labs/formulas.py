@@ -115,13 +115,11 @@ def first_match(found: Sequence, candidates: Mapping[str, Sequence], rtol: float
 Aspect = Mapping[str, tuple[str, object]]
 
 
-def slips(runs: Sequence[tuple], compute: Callable, aspects: Sequence[Aspect], most: int = 2, rtol: float = 1e-6) -> Diagnosis | None:
-    """The only way to make at most `most` slips that explains every run; None if there is none, or more than one of the fewest.
+def fewest_slips(explains: Callable[[list], bool], aspects: Sequence[Aspect], most: int = 2) -> Diagnosis | None:
+    """The only way to make at most `most` slips that explains what was found; None if there is none, or more than one of the fewest.
 
-    runs: pairs (inputs, found), found a list of arrays; compute(inputs, chosen) -> the arrays that an answer with these choices gives.
+    explains(chosen): whether an answer with these choices, one of each aspect, would have given it.
     """
-    if any(f is None for _, found in runs for f in found):
-        return None
     right = [next(iter(aspect)) for aspect in aspects]
     for count in range(1, most + 1):
         matches = []
@@ -130,14 +128,23 @@ def slips(runs: Sequence[tuple], compute: Callable, aspects: Sequence[Aspect], m
                 names = list(right)
                 for place, key in zip(places, keys, strict=True):
                     names[place] = key
-                chosen = [aspect[key][1] for aspect, key in zip(aspects, names, strict=True)]
-                if all(agrees(found, compute(inputs, chosen), rtol) for inputs, found in runs):
+                if explains([aspect[key][1] for aspect, key in zip(aspects, names, strict=True)]):
                     matches.append([(key, aspects[place][key][0]) for place, key in zip(places, keys, strict=True)])
         if matches:
             if len(matches) > 1:
                 return None
             return Diagnosis("_and_".join(key for key, _ in matches[0]), "; and ".join(text for _, text in matches[0]))
     return None
+
+
+def slips(runs: Sequence[tuple], compute: Callable, aspects: Sequence[Aspect], most: int = 2, rtol: float = 1e-6) -> Diagnosis | None:
+    """`fewest_slips` that explain every run.
+
+    runs: pairs (inputs, found), found a list of arrays; compute(inputs, chosen) -> the arrays that an answer with these choices gives.
+    """
+    if any(f is None for _, found in runs for f in found):
+        return None
+    return fewest_slips(lambda chosen: all(agrees(found, compute(inputs, chosen), rtol) for inputs, found in runs), aspects, most)
 
 
 def agrees(found: Sequence, expected: Sequence, rtol: float) -> bool:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..exercise import Case, Diagnosis, Evidence, Exercise, Lab, Prediction, compare
 from ..script import Script
+from .formulas import Aspect, fewest_slips
 
 # Counts are whole numbers: half a unit is neither rounding nor right.
 HALF = 0.49
@@ -38,32 +39,9 @@ def _several(rng, low: int, high: int, count: int) -> list[int]:
     return [int(n) for n in rng.choice(np.arange(low, high + 1), count, replace=False)]
 
 
-# An aspect of an answer: name of a choice -> (what is wrong with it, the choice). The first is right and has no text.
-Aspect = Mapping[str, tuple[str, Callable]]
-
-
 def slips(found: Sequence[float], compute: Callable, aspects: Sequence[Aspect], most: int = 2) -> Diagnosis | None:
-    """The only way to make at most `most` slips that gives the numbers found; None if there is none, or more than one of the fewest.
-
-    compute(chosen): the numbers that an answer with these choices gives, one for each of `found`.
-    """
-    right = [next(iter(aspect)) for aspect in aspects]
-    for count in range(1, most + 1):
-        matches = []
-        for places in itertools.combinations(range(len(aspects)), count):
-            wrong = [[key for key in aspects[place] if key != right[place]] for place in places]
-            for keys in itertools.product(*wrong):
-                chosen = list(right)
-                for place, key in zip(places, keys, strict=True):
-                    chosen[place] = key
-                values = compute([aspect[key][1] for aspect, key in zip(aspects, chosen, strict=True)])
-                if all(abs(f - v) < HALF for f, v in zip(found, values, strict=True)):
-                    matches.append([(key, aspects[place][key][0]) for place, key in zip(places, keys, strict=True)])
-        if matches:
-            if len(matches) > 1:
-                return None
-            return Diagnosis("_and_".join(key for key, _ in matches[0]), "; and ".join(text for _, text in matches[0]))
-    return None
+    """`fewest_slips` that give the numbers found; compute(chosen): the numbers that an answer with these choices gives, one for each of them."""
+    return fewest_slips(lambda chosen: all(abs(f - v) < HALF for f, v in zip(found, compute(chosen), strict=True)), aspects, most)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
